@@ -1,0 +1,77 @@
+# make demo | demo-real | test | check. Each one makes the environment it needs in .venv first;
+# later runs reuse it, and a changed pyproject.toml installs again.
+#
+#   PYTHON=python3.12   the interpreter to make .venv with (any CPython >= 3.11)
+#   ORACLE=no           `make test` without torch and transformers; their live comparisons are skipped
+#   WORKERS=4           test processes
+#   ARGS="-k rope"      passed on to pytest, or to the demo
+
+VENV ?= .venv
+ORACLE ?= yes
+WORKERS ?= 2
+ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -qq
+# The versions that the suite is run on come first. A pyenv shim may exist and still not run, a
+# Debian python3 may lack venv: try, do not look.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3; do \
+	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo $$p && break; done)
+
+.PHONY: help demo demo-real test check
+
+help:
+	@echo "make demo       train, align, export and sample a tiny Gemma 4 on arithmetic (under 8 minutes)"
+	@echo "make demo-real  SFT and DPO on the documented rules of a linter"
+	@echo "make test       the whole test suite"
+	@echo "make check      format, lint, types, import rules"
+
+demo: $(VENV)/.runtime
+	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m examples.arithmetic.demo $(ARGS)
+
+demo-real: $(VENV)/.demo-real
+	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m examples.ruff_rules.demo $(ARGS)
+
+test: $(VENV)/.dev $(VENV)/.oracle-$(ORACLE)
+	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -ra $(ARGS)
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+$(VENV)/bin/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: no Python >= 3.11 with venv found; install one, or name it: make PYTHON=/path/to/python3.12" >&2; \
+		exit 2; \
+	fi
+	@echo "== making $(VENV) with $(PYTHON) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
+	@echo "== installing gemma4_jax and what it runs on (1 to 3 minutes, about 1 GB on disk)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.demo-real: pyproject.toml $(VENV)/.runtime
+	@echo "== installing the linter whose rules are the data (seconds)"
+	@$(PIP) -e '.[demo-real]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.runtime
+	@echo "== installing the test and lint tools (under a minute)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# torch is an oracle for tests, nothing else. Where it has no build, the suite still runs on the
+# committed fixtures, and the summary at its end lists what was skipped and why.
+$(VENV)/.oracle-yes: pyproject.toml $(VENV)/.dev
+	@echo "== installing torch and transformers, the oracles (minutes: torch is large; ORACLE=no goes without)"
+	@if $(PIP) -e '.[oracle]'; then touch $@; else \
+		echo "warning: torch or transformers could not be installed; live comparisons will be skipped" >&2; \
+	fi
+
+$(VENV)/.oracle-no: $(VENV)/.dev
+	@touch $@

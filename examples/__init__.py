@@ -1,0 +1,1 @@
+"""Complete recipes on checkable tasks, a folder each: `python -m examples.NAME.demo`."""

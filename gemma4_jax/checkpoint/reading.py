@@ -1,0 +1,266 @@
+"""A Hugging Face folder's weights into our parameter tree.
+
+Each leaf is allocated once, in its final form, and filled block by block from the files: a block is
+read with `pread`, converted, checked and transposed into place. Beside the result, memory holds a
+few blocks (about 12 MiB a thread): a float32 tree comes out of a bfloat16 file without a second
+copy of either.
+
+Not here: names (`huggingface.py`), the file format (`safetensors.py`), config and tokenizer
+(`load.py`).
+"""
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gemma4_jax.checkpoint.host import all_finite
+from gemma4_jax.checkpoint.huggingface import Part, TextTensor, text_tensors, unused_kv
+from gemma4_jax.checkpoint.safetensors import DTYPES, StoredTensor, pread_into, read_folder
+from gemma4_jax.checkpoint.transpose import transpose_into
+from gemma4_jax.config import ModelConfig
+from gemma4_jax.errors import UserError
+from gemma4_jax.model.transformer import abstract_params
+
+log = logging.getLogger("gemma4_jax")
+
+BLOCK_BYTES = 1 << 20
+_MAX_THREADS = 8
+_ALIGNMENT = 64  # what XLA:CPU wants of memory that it adopts instead of copying
+
+# Where the text model's names begin: released and multimodal saves, text-only saves, older layouts.
+PREFIXES = ("model.language_model.", "model.", "language_model.model.", "language_model.", "")
+TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder.")
+Params = dict[str, Any]
+Path_ = tuple[str, ...]
+
+
+def read_params(
+    folder: Path,
+    config: ModelConfig,
+    dtype: Any,
+    sharding_for: Callable[[Path_], jax.sharding.Sharding | None] = lambda path: None,
+) -> Params:
+    """The parameter tree of a folder's text model, all leaves of `dtype`.
+
+    sharding_for: where to put the leaf of a path (keys from the root); None: the default device. On
+    the CPU the arrays adopt the memory they were read into.
+
+    Raises UserError for damaged files, missing or unexpected tensors, shapes the config does not
+    imply, types that are no floats, and values that are not finite in `dtype`.
+    """
+    stored = read_folder(folder)
+    sources = _match(folder, config, stored)
+    pieces: dict[Path_, list[tuple[TextTensor, Part]]] = {}
+    for tensor in text_tensors(config):
+        for part in tensor.parts:
+            pieces.setdefault(part.path, []).append((tensor, part))
+    params: Params = {}
+    with ExitStack() as stack:
+        files = {}
+        for file in {source.file for source in sources.values()}:
+            files[file] = os.open(file, os.O_RDONLY)
+            stack.callback(os.close, files[file])
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        scratch = _Scratch()
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        for path, leaf in _leaves(abstract_params(config, dtype)):
+            array = _allocate(leaf.shape, np.dtype(leaf.dtype))
+            jobs: list[_Block] = []
+            for tensor, part in pieces[path]:
+                source = sources[tensor.name]
+                jobs.extend(_blocks(tensor, part, source, files[source.file], array))
+            for _ in pool.map(lambda block: block.read(scratch), jobs):
+                pass
+            _insert(params, path, jax.device_put(array, sharding_for(path)).block_until_ready())
+    return params
+
+
+def _match(
+    folder: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """The stored tensor of every name in the table; complains of missing and left-over ones."""
+    prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in stored), None)
+    if prefix is None:
+        raise UserError(f"{folder}: no embed_tokens.weight under any of the prefixes {PREFIXES}")
+    wanted = {tensor.name: tensor for tensor in text_tensors(config)}
+    if missing := [name for name in wanted if prefix + name not in stored]:
+        raise UserError(
+            f"{folder}: {len(missing)} tensors are missing that config.json implies: "
+            + ", ".join(f"{prefix}{name} {list(wanted[name].shape)}" for name in missing[:3])
+            + (", ..." if len(missing) > 3 else "")
+        )
+    sources = {name: stored[prefix + name] for name in wanted}
+    for name, source in sources.items():
+        if source.shape != wanted[name].shape:
+            raise UserError(
+                f"{source.file}: {source.name} has shape {list(source.shape)}, "
+                f"config.json implies {list(wanted[name].shape)}"
+            )
+        if source.dtype not in DTYPES:
+            raise UserError(
+                f"{source.file}: {source.name} is stored as {source.dtype}; supported are "
+                f"{', '.join(DTYPES)} (quantised checkpoints: use the bfloat16 release)"
+            )
+    used = {source.name for source in sources.values()}
+    rest = {name: s for name, s in stored.items() if name not in used}
+    _sort_out_the_rest(folder, config, prefix, rest, sources["embed_tokens.weight"])
+    return sources
+
+
+def _sort_out_the_rest(
+    folder: Path,
+    config: ModelConfig,
+    prefix: str,
+    rest: dict[str, StoredTensor],
+    table: StoredTensor,
+) -> None:
+    """Skip, with a word, what need not be read; refuse what is not known."""
+    towers = [s for name, s in rest.items() if name.removeprefix("model.").startswith(TOWERS)]
+    shared = [rest[prefix + name] for name in unused_kv(config) if prefix + name in rest]
+    heads = [s for name, s in rest.items() if name.endswith("lm_head.weight")]
+    known = {s.name for s in (*towers, *shared, *heads)}
+    if unexpected := [name for name in rest if name not in known]:
+        raise UserError(
+            f"{folder}: {len(unexpected)} tensors do not belong to this model: "
+            + ", ".join(unexpected[:3])
+            + (", ..." if len(unexpected) > 3 else "")
+        )
+    if towers:
+        kinds = sorted({t for t in TOWERS for s in towers if t in s.name})
+        names = ", ".join(kind.rstrip(".") for kind in kinds)
+        log.warning("%s: text only, skipped %s: %s", folder, names, _amount(towers))
+    if shared:
+        log.info("%s: ignored unused K/V of layers that share: %s", folder, _amount(shared))
+    for head in heads:
+        if not _same_bytes(head, table):
+            log.warning(
+                "%s: %s differs from the embedding table and is ignored; Gemma 4 ties the two",
+                folder,
+                head.name,
+            )
+
+
+def _amount(tensors: list[StoredTensor]) -> str:
+    return f"{len(tensors)} tensors, {sum(s.nbytes for s in tensors) / 1e6:.1f} MB"
+
+
+def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.file.open("rb") as left, b.file.open("rb") as right:
+        left.seek(a.offset)
+        right.seek(b.offset)
+        for start in range(0, a.nbytes, BLOCK_BYTES):
+            size = min(BLOCK_BYTES, a.nbytes - start)
+            if left.read(size) != right.read(size):
+                return False
+    return True
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Uninitialised memory that a CPU jax array can adopt."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of a stored matrix and where they go: `target` is [rows, columns] or its transpose."""
+
+    source: StoredTensor
+    descriptor: int
+    offset: int
+    target: np.ndarray
+    transposed: bool
+
+    def read(self, scratch: "_Scratch") -> None:
+        """Read, check, convert, transpose; the last two in the order that moves fewer bytes."""
+        rows = self.target
+        stored, wanted = DTYPES[self.source.dtype], self.target.dtype
+        if self.transposed or stored != wanted:
+            shape = self.target.shape[::-1] if self.transposed else self.target.shape
+            rows = scratch.array("rows", shape, stored)
+        raw = rows.view(np.uint8).reshape(-1).data
+        pread_into(self.descriptor, raw, self.offset, self.source.file)
+        values = rows
+        if stored != wanted and stored.itemsize >= wanted.itemsize:
+            values = scratch.array("values", rows.shape, wanted)
+            with np.errstate(over="ignore", invalid="ignore"):  # _check_finite says it better
+                values[...] = rows
+        _check_finite(self.source, rows, values)
+        if self.transposed:
+            transpose_into(self.target, values)
+        elif values is not self.target:
+            self.target[...] = values
+
+
+class _Scratch(threading.local):
+    """Memory that each thread uses again and again: fresh pages would cost more than the work."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """An uninitialised array in this thread's buffer of that name."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if name not in self.buffers or self.buffers[name].nbytes < nbytes:
+            self.buffers[name] = np.empty(nbytes, np.uint8)
+        return self.buffers[name][:nbytes].view(dtype).reshape(shape)
+
+
+def _blocks(
+    tensor: TextTensor, part: Part, source: StoredTensor, descriptor: int, leaf: np.ndarray
+) -> Iterator[_Block]:
+    """Cut the rows of a part into blocks of about BLOCK_BYTES."""
+    stack, rows, columns = tensor.matrices
+    first, stop = part.rows or (0, rows)
+    here = leaf if part.index is None else leaf[part.index : part.index + 1]  # a view, always
+    swapped = part.transposed
+    here = (
+        here.reshape(stack, columns, stop - first) if swapped else here.reshape(stack, -1, columns)
+    )
+    row_bytes = columns * DTYPES[source.dtype].itemsize
+    step = max(1, BLOCK_BYTES // (columns * max(leaf.itemsize, DTYPES[source.dtype].itemsize)))
+    for number in range(stack):
+        for row in range(first, stop, step):
+            to = slice(row - first, min(row + step, stop) - first)
+            target = here[number][:, to] if swapped else here[number][to]
+            offset = source.offset + (number * rows + row) * row_bytes
+            yield _Block(source, descriptor, offset, target, swapped)
+
+
+def _check_finite(source: StoredTensor, stored: np.ndarray, values: np.ndarray) -> None:
+    if all_finite(values):
+        return
+    if all_finite(stored):
+        raise UserError(
+            f"{source.file}: {source.name} holds values too large for {values.dtype.name}; "
+            "load it as float32"
+        )
+    raise UserError(f"{source.file}: {source.name} holds NaN or Inf; the checkpoint is broken")
+
+
+def _leaves(tree: Params, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _insert(tree: Params, path: Path_, leaf: jax.Array) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf

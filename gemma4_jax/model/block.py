@@ -1,0 +1,297 @@
+"""One layer, and the pattern of layers that a segment repeats (spec 4.2, 4.3).
+
+The same modules run training, prefill and decoding: without a cache a layer attends to its own tokens;
+with one, to what the cache holds and to the new tokens. K/V that later layers borrow are returned as
+values, never left in a cache, so gradients and rematerialisation see them.
+
+Letters: B batch, T new tokens, D d_model, N query heads, K key/value heads, H head dim, P per-layer width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
+from gemma4_jax.model import cache as caching
+from gemma4_jax.model.attention import KeyValues, attend, rotated_slice
+from gemma4_jax.model.layers import MLP, RMSNorm, fan_in, gelu, param, rms_normalize
+from gemma4_jax.model.moe import GroupedMatmul, MoE
+from gemma4_jax.model.rope import Rotation, rotate, rotation
+from gemma4_jax.model.visibility import TokenFacts
+
+Lent = dict[str, KeyValues]  # K/V of the lending layers, by layer kind
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every layer of one pass shares."""
+
+    facts: TokenFacts  # of the new tokens
+    rotations: dict[str, Rotation]  # by layer kind, for the new tokens' positions
+    length: Array | None = (
+        None  # int32 [B]: tokens the cache has already seen; None without a cache
+    )
+    count: Array | None = None  # int32 [B]: how many of the T tokens are real; None without a cache
+
+
+class Attention(nn.Module):
+    """Projections, norms and rotation around `attend`."""
+
+    config: ModelConfig
+    layer: LayerConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Context,
+        entry: caching.Entry,
+        repeat: Array | int,
+        lent: Lent,
+    ) -> tuple[Float[Array, "B T D"], caching.Entry, KeyValues]:
+        """Returns the output, the updated cache entry, and the K/V attended to."""
+        layer, heads = self.layer, (self.config.num_heads, self.layer.head_dim)
+        q = self._project(x, "q_proj", *heads)
+        q = rotate(self._head_norm("q_norm")(q), context.rotations[layer.kind])
+        if layer.owns_kv:
+            raw_key = self._project(x, "k_proj", layer.num_kv_heads, layer.head_dim)
+            k_norm = self._head_norm("k_norm")
+            key = rotate(k_norm(raw_key), context.rotations[layer.kind])
+            raw_value = (
+                raw_key
+                if layer.value_from_key
+                else self._project(x, "v_proj", layer.num_kv_heads, layer.head_dim)
+            )
+            value = rms_normalize(raw_value, self.config.norm_eps).astype(self.dtype)
+            self.sow("intermediates", "key", key)
+            self.sow("intermediates", "value", value)
+            if entry is None:
+                kv = KeyValues(value, context.facts, key)
+            else:
+                key_scale = k_norm.variables["params"]["scale"]
+                entry, kv = self._remember(key, value, key_scale, context, entry, repeat)
+        else:
+            kv = lent[layer.kind]
+        window = self.config.window if layer.kind == SLIDING else None
+        out = attend(self.config, q, kv, context.facts, window)
+        o_proj = param(
+            self,
+            "o_proj",
+            (*heads, x.shape[-1]),
+            ("heads", "head_dim", "embed"),
+            fan_in(heads[0] * heads[1]),
+        )
+        return jnp.einsum("btnh,nhd->btd", out, o_proj.astype(self.dtype)), entry, kv
+
+    def _project(self, x: Array, name: str, heads: int, head_dim: int) -> Array:
+        axes = ("embed", "heads" if name == "q_proj" else "kv_heads", "head_dim")
+        weight = param(self, name, (x.shape[-1], heads, head_dim), axes, fan_in(x.shape[-1]))
+        return jnp.einsum("btd,dnh->btnh", x, weight.astype(self.dtype))
+
+    def _head_norm(self, name: str) -> RMSNorm:
+        # Scores are q . k with scale 1.0: two scales of H^(-1/4) start them at unit variance.
+        scale = self.layer.head_dim**-0.25
+        return RMSNorm(self.config.norm_eps, axis="head_dim", initial_scale=scale, name=name)
+
+    def _remember(
+        self,
+        key: Array,
+        value: Array,
+        key_scale: Array,
+        context: Context,
+        entry: dict[str, Array],
+        repeat: Array | int,
+    ) -> tuple[caching.Entry, KeyValues]:
+        """Write the new K/V; return the entry and what the new tokens attend to."""
+        assert context.length is not None and context.count is not None
+        ring, new = self.layer.kind == SLIDING, value.shape[1]
+        size = entry["value"].shape[2]
+        fresh = {"key": key, "value": value}
+        if "rotated" in entry:
+            by = context.rotations[self.layer.kind]
+            fresh["rotated"] = rotated_slice(value, key_scale, by)
+        before = caching.read(entry, repeat) if ring and new > 1 else None
+        at = caching.write_slots(context.length, context.count, new, size, ring)
+        entry = caching.write(entry, fresh, repeat, at)
+        if before is not None:
+            # A chunk overwrites ring slots that its own first tokens still see: attend to the ring as it
+            # was, followed by the chunk.
+            held = caching.held_positions(context.length, size, ring)
+            facts = _join(TokenFacts(held), context.facts)
+            joined = {
+                n: jnp.concatenate([before[n], fresh[n].astype(before[n].dtype)], 1) for n in before
+            }
+            return entry, KeyValues(joined["value"], facts, joined["key"])
+        return entry, cached_keys(
+            self.layer, entry, repeat, key_scale, context.length + context.count
+        )
+
+
+def cached_keys(
+    layer: LayerConfig, entry: caching.Entry, repeat: Array | int, key_scale: Array, length: Array
+) -> KeyValues:
+    """K/V as the cache holds them after `length` tokens, K rebuilt or implied where only V is kept."""
+    held = caching.read(entry, repeat)
+    size = held["value"].shape[1]
+    facts = TokenFacts(caching.held_positions(length, size, layer.kind == SLIDING))
+    if "key" in held:
+        return KeyValues(held["value"], facts, held["key"])
+    rotated = held.get("rotated")
+    if rotated is None:
+        by = rotation(jnp.arange(size, dtype=jnp.int32)[None], layer.head_dim, layer.rope)
+        rotated = rotated_slice(held["value"], key_scale, by)
+    return KeyValues(held["value"], facts, rotated=rotated, key_scale=key_scale)
+
+
+def _join(old: TokenFacts, new: TokenFacts) -> TokenFacts:
+    """Facts of cached keys followed by those of the new tokens; cached ones are in no media block."""
+    index = jnp.concatenate([old.index, new.index], axis=1)
+    if new.block is None:
+        return TokenFacts(index)
+    outside = jnp.full(old.index.shape, -1, new.block.dtype)
+    return TokenFacts(index, block=jnp.concatenate([outside, new.block], axis=1))
+
+
+class Block(nn.Module):
+    """One layer: attention, MLP (and experts beside it), per-layer input, layer scalar."""
+
+    config: ModelConfig
+    layer: LayerConfig
+    dtype: Any
+    grouped_matmul: GroupedMatmul
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        per_layer_input: Float[Array, "B T P"] | None,
+        context: Context,
+        entry: caching.Entry,
+        repeat: Array | int,
+        lent: Lent,
+    ) -> tuple[Float[Array, "B T D"], caching.Entry, KeyValues]:
+        """Returns the stream after this layer, the updated cache entry, and the K/V attended to."""
+        attention = Attention(self.config, self.layer, self.dtype, name="attention")
+        branch, entry, kv = attention(
+            self._norm("pre_attention_norm", x), context, entry, repeat, lent
+        )
+        x = x + self._post_norm("post_attention_norm", branch)
+
+        mlp = MLP(self.layer.d_ff, self.dtype, name="mlp")
+        branch = mlp(self._norm("pre_ffw_norm", x))
+        if self.config.moe is not None:
+            experts = MoE(self.config, self.dtype, self.grouped_matmul, name="moe")
+            routed = experts(x, self._norm("pre_moe_norm", x))
+            branch = self._norm("post_mlp_norm", branch) + self._norm("post_moe_norm", routed)
+        x = x + self._post_norm("post_ffw_norm", branch)
+
+        if per_layer_input is not None:
+            x = x + PerLayerInput(self.config, self.dtype, name="per_layer_input")(
+                x, per_layer_input
+            )
+        # Hugging Face keeps the scalar as a buffer: it scales the whole stream and is never trained.
+        scalar = jax.lax.stop_gradient(param(self, "layer_scalar", (), (), nn.initializers.ones))
+        x = x * scalar.astype(self.dtype)
+        self.sow("intermediates", "layer_out", x)
+        return x, entry, kv
+
+    def _norm(self, name: str, x: Array) -> Array:
+        return RMSNorm(self.config.norm_eps, name=name)(x)
+
+    def _post_norm(self, name: str, x: Array) -> Array:
+        # Branches are normed before they join the stream: starting them at (2 L)^(-1/2) keeps the stream
+        # at the embeddings' scale however deep the model is.
+        scale = (2 * self.config.num_layers) ** -0.5
+        return RMSNorm(self.config.norm_eps, initial_scale=scale, name=name)(x)
+
+
+class PerLayerInput(nn.Module):
+    """norm(out(gelu(gate x) * u)): the branch that mixes in a layer's own embedding u (spec 4.2)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], u: Float[Array, "B T P"]) -> Float[Array, "B T D"]:
+        """The branch's output, to be added to the stream."""
+        shape = (x.shape[-1], u.shape[-1])
+        gate = param(self, "gate_proj", shape, ("embed", "per_layer_input"), fan_in(shape[0]))
+        out = param(self, "out_proj", shape[::-1], ("per_layer_input", "embed"), fan_in(shape[1]))
+        mixed = gelu(jnp.einsum("btd,dp->btp", x, gate.astype(self.dtype))) * u
+        branch = jnp.einsum("btp,pd->btd", mixed, out.astype(self.dtype))
+        scale = (2 * self.config.num_layers) ** -0.5
+        return RMSNorm(self.config.norm_eps, initial_scale=scale, name="norm")(branch)
+
+
+class PatternBlock(nn.Module):
+    """The layers of one repeat of a segment; the body that a segment's scan compiles once."""
+
+    config: ModelConfig
+    pattern: tuple[LayerConfig, ...]
+    repeats: int
+    dtype: Any
+    grouped_matmul: GroupedMatmul
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[Float[Array, "B T D"], tuple[caching.Entry, ...], Lent],
+        context: Context,
+        lent: Lent,
+        per_layer_inputs: Float[Array, "p B T P"] | None,
+        repeat: Array,
+    ) -> tuple[tuple[Array, tuple[caching.Entry, ...], Lent], None]:
+        """carry: stream, this segment's cache entries, and K/V being lent (`blank_lending`). Each owning
+        layer overwrites its kind's loan, so that after the last repeat it is the last owner's; a carry
+        that is only overwritten costs the backward pass nothing. lent: K/V of earlier segments."""
+        x, entries, lending = carry
+        index = (
+            0 if self.repeats == 1 else repeat
+        )  # a static 0 spares single layers a dynamic slice
+        updated: list[caching.Entry] = []
+        lending = dict(lending)
+        for slot, layer in enumerate(self.pattern):
+            block = Block(self.config, layer, self.dtype, self.grouped_matmul, name=f"slot_{slot}")
+            u = None if per_layer_inputs is None else per_layer_inputs[slot]
+            x, entry, kv = block(x, u, context, entries[slot], index, lent)
+            updated.append(entry)
+            if layer.kind in lending:
+                lending[layer.kind] = kv
+        return (x, tuple(updated), lending), None
+
+
+def blank_lending(
+    layer: LayerConfig, entry: caching.Entry, context: Context, new: int, dtype: Any
+) -> KeyValues:
+    """Zeros in the shape of the K/V that `layer` attends to in a pass over `new` tokens."""
+    batch = context.facts.index.shape[0]
+    heads, head_dim = layer.num_kv_heads, layer.head_dim
+    if entry is None:
+        shape = (batch, new, heads, head_dim)
+        return KeyValues(jnp.zeros(shape, dtype), context.facts, jnp.zeros(shape, dtype))
+    ring_chunk = layer.kind == SLIDING and new > 1
+    size = entry["value"].shape[2] + (new if ring_chunk else 0)
+    buffers = {
+        name: jnp.zeros((batch, size, heads, buffer.shape[-1]), buffer.dtype)
+        for name, buffer in entry.items()
+    }
+    facts = TokenFacts(jnp.zeros((batch, size), jnp.int32))
+    if "key" in buffers:
+        if ring_chunk and context.facts.block is not None:
+            facts = TokenFacts(facts.index, block=jnp.zeros((batch, size), jnp.int32))
+        return KeyValues(buffers["value"], facts, buffers["key"])
+    rotated = 2 * layer.rope.rotated_pairs(head_dim)
+    return KeyValues(
+        buffers["value"],
+        facts,
+        rotated=jnp.zeros((batch, size, heads, rotated), buffers["value"].dtype),
+        key_scale=jnp.zeros((head_dim,), jnp.float32),
+    )

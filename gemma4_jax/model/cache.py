@@ -1,0 +1,149 @@
+"""What decoding remembers (spec 7): rings for sliding layers, V alone for k_eq_v, nothing for shared layers.
+
+A cache is a pytree of preallocated buffers, one entry per layer slot that owns K/V, stacked like the
+parameters: [n, B, S, K, H] for a segment of n repeats. It rides in the carry of the layer scan and is
+written in place. A sliding layer keeps the last W positions (position p lives in slot p mod W); a full
+layer keeps `capacity` positions. Which positions a buffer holds follows from `length` alone.
+
+Letters: B batch, C new tokens, S slots, K key/value heads, H head dim, W window, n repeats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
+from gemma4_jax.errors import UserError, unknown
+from gemma4_jax.model.layout import segments
+from gemma4_jax.model.visibility import EMPTY
+
+# How k_eq_v full layers are remembered: "value": V alone, K's rotated slice rebuilt at every read (H numbers a
+# head); "value+rotated": V and that slice (H + 2n); "both": K and V (2H), what other stacks keep.
+Compression = Literal["value", "value+rotated", "both"]
+COMPRESSIONS: tuple[Compression, ...] = ("value", "value+rotated", "both")
+# One layer slot's buffers by name ("key", "value", "rotated"), or None where the slot owns no K/V.
+Entry = dict[str, Array] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """All buffers, and how many tokens of each row they have seen."""
+
+    entries: tuple[tuple[Entry, ...], ...]  # [segment][slot], leaves [n, B, S, K, ...]
+    length: Array  # int32 [B]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.entries))
+
+
+def slots(layer: LayerConfig, config: ModelConfig, capacity: int) -> int:
+    """S of a layer's buffers when `capacity` positions are to be held."""
+    return min(config.window, capacity) if layer.kind == SLIDING else capacity
+
+
+def init_cache(
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    dtype: Any = jnp.float32,
+    compression: Compression = "value+rotated",
+) -> Cache:
+    """Empty buffers for `batch` rows of up to `capacity` positions.
+
+    Raises UserError for an encoder (bidirectional "all"), which cannot decode.
+    """
+    if config.bidirectional == "all":
+        raise UserError("a two-sided encoder (bidirectional 'all') cannot decode token by token")
+    if compression not in COMPRESSIONS:
+        raise unknown("cache compression", compression, COMPRESSIONS)
+
+    def entry(layer: LayerConfig, repeats: int) -> Entry:
+        if not layer.owns_kv:
+            return None
+        return {
+            name: jnp.zeros(
+                (repeats, batch, slots(layer, config, capacity), layer.num_kv_heads, width), dtype
+            )
+            for name, width in entry_widths(layer, compression).items()
+        }
+
+    entries = tuple(
+        tuple(entry(layer, segment.repeats) for layer in segment.pattern)
+        for segment in segments(config)
+    )
+    return Cache(entries, jnp.zeros((batch,), jnp.int32))
+
+
+def entry_widths(layer: LayerConfig, compression: Compression) -> dict[str, int]:
+    """Numbers kept per position and head of an owning layer, by buffer name."""
+    if not layer.value_from_key or compression == "both":
+        return {"key": layer.head_dim, "value": layer.head_dim}
+    rotated = 2 * layer.rope.rotated_pairs(layer.head_dim)
+    if compression == "value":
+        return {"value": layer.head_dim}
+    return {"value": layer.head_dim, "rotated": rotated}
+
+
+def bytes_per_token(
+    config: ModelConfig, itemsize: int = 2, compression: Compression = "both"
+) -> int:
+    """Bytes one more position costs while every layer still grows (spec 7: compression "both")."""
+    return sum(
+        layer.num_kv_heads * sum(entry_widths(layer, compression).values()) * itemsize
+        for layer in config.layers
+        if layer.owns_kv
+    )
+
+
+def held_positions(length: Int[Array, " B"], size: int, ring: bool) -> Int[Array, "B S"]:
+    """Position that each slot holds after `length` tokens; EMPTY where it holds none."""
+    slot = jnp.arange(size, dtype=jnp.int32)[None]
+    last = length[:, None] - 1
+    position = last - (last - slot) % size if ring else slot
+    return jnp.where((position >= 0) & (position <= last), position, EMPTY)
+
+
+def write_slots(
+    length: Int[Array, " B"], count: Int[Array, " B"], new: int, size: int, ring: bool
+) -> Int[Array, "B C"]:
+    """Slot for each of `new` tokens a row is given, the first `count` of which are real.
+
+    Tokens that must not be written (padding, or overwritten within the same chunk) get the slot `size`,
+    which a scatter in "drop" mode ignores.
+    """
+    offset = jnp.arange(new, dtype=jnp.int32)[None]
+    position = length[:, None] + offset
+    keep = offset < count[:, None]
+    if ring:
+        keep &= offset >= count[:, None] - size
+        return jnp.where(keep, position % size, size)
+    return jnp.where(keep, position, size)
+
+
+def write(entry: Entry, new: dict[str, Array], repeat: Array | int, at: Int[Array, "B C"]) -> Entry:
+    """Write [B, C, K, ...] leaves of one repeat into the stacked buffers, in place under jit."""
+    assert entry is not None
+    rows = jnp.arange(at.shape[0])[:, None]
+    return {
+        name: buffer.at[repeat, rows, at].set(
+            new[name].astype(buffer.dtype), mode="drop", unique_indices=True
+        )
+        for name, buffer in entry.items()
+    }
+
+
+def read(entry: Entry, repeat: Array | int) -> dict[str, Array]:
+    """The buffers of one repeat, [B, S, K, ...]."""
+    assert entry is not None
+    return {
+        name: jax.lax.dynamic_index_in_dim(buffer, repeat, keepdims=False)
+        for name, buffer in entry.items()
+    }

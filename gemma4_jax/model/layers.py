@@ -1,0 +1,153 @@
+"""The small parts every layer is made of: parameters with logical axes, RMS norm, MLP, embedding tables.
+
+Letters: B batch, T tokens, D d_model, F feed-forward, V vocabulary, L layers, P per-layer-input width.
+Logical axis names are declared where a parameter is created; `sharding.py` says what they mean on a mesh.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gemma4_jax.config import ModelConfig
+
+Initializer = (
+    Any  # jax.nn.initializers.Initializer is a protocol that linen's wrapper does not satisfy
+)
+
+
+def normal(stddev: float) -> Initializer:
+    """Gaussian initialiser."""
+    return nn.initializers.normal(stddev)
+
+
+def fan_in(size: int) -> Initializer:
+    """Gaussian of variance 1 / size: keeps unit variance through a contraction over `size`."""
+    return normal(1 / math.sqrt(size))
+
+
+def param(
+    module: nn.Module,
+    name: str,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    init: Initializer,
+) -> Array:
+    """Declare a float32 parameter of `module` with one logical axis name per dimension."""
+    boxed = nn.with_logical_partitioning(init, tuple(axes))
+    return module.param(name, boxed, tuple(shape), jnp.float32)
+
+
+def rms_normalize(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32; the result is float32 (spec 1)."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU in its tanh form, the one activation Gemma 4 uses."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
+    """cap * tanh(x / cap); x itself if cap is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+class RMSNorm(nn.Module):
+    """RMS norm with a plain scale g (not 1 + g), float32 inside, result in the input's dtype."""
+
+    eps: float
+    axis: str = "embed"
+    initial_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Normalise the last axis."""
+        init = nn.initializers.constant(self.initial_scale)
+        scale = param(self, "scale", x.shape[-1:], (self.axis,), init)
+        return (rms_normalize(x, self.eps) * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """down(gelu(gate x) * up x), F = d_ff (spec 4.6)."""
+
+    d_ff: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Apply to every token."""
+        d_model = x.shape[-1]
+        inner = (d_model, self.d_ff)
+        gate = param(self, "gate_proj", inner, ("embed", "mlp"), fan_in(d_model)).astype(self.dtype)
+        up = param(self, "up_proj", inner, ("embed", "mlp"), fan_in(d_model)).astype(self.dtype)
+        down = param(self, "down_proj", inner[::-1], ("mlp", "embed"), fan_in(self.d_ff)).astype(
+            self.dtype
+        )
+        hidden = gelu(jnp.einsum("btd,df->btf", x, gate)) * jnp.einsum("btd,df->btf", x, up)
+        return jnp.einsum("btf,fd->btd", hidden, down)
+
+
+class Embedder(nn.Module):
+    """The token table, tied: rows scaled by sqrt(D) on the way in, unscaled for logits (spec 4.1, 4.9)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declare the table."""
+        shape = (self.config.vocab_size, self.config.d_model)
+        # Unit-variance rows after the sqrt(D) scaling, and logits of unit variance at the tied output.
+        self.table = param(self, "table", shape, ("vocab", "embed"), fan_in(self.config.d_model))
+
+    def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Rows of the table times sqrt(D), the factor rounded to the compute dtype as upstream does."""
+        scale = jnp.asarray(math.sqrt(self.config.d_model), self.dtype)
+        return jnp.take(self.table, tokens, axis=0).astype(self.dtype) * scale
+
+    def decode(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """float32 logits after the final soft cap."""
+        table = self.table.astype(self.dtype)
+        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        return soft_cap(logits, self.config.logit_softcap)
+
+
+class PerLayerEmbedder(nn.Module):
+    """Per-layer inputs: a second, layer-wise table plus a projection of the embeddings (spec 4.7)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declare table, projection and norm."""
+        c = self.config
+        per_layer = (c.num_layers, c.per_layer_input_width)
+        axes = (None, "per_layer_input")
+        self.table = param(
+            self,
+            "table",
+            (c.per_layer_vocab_size, *per_layer),
+            ("vocab", *axes),
+            fan_in(per_layer[1]),
+        )
+        self.projection = param(
+            self, "projection", (c.d_model, *per_layer), ("embed", *axes), fan_in(c.d_model)
+        )
+        self.norm = RMSNorm(c.norm_eps, axis="per_layer_input")
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], embeddings: Float[Array, "B T D"]
+    ) -> Float[Array, "L B T P"]:
+        """Inputs for every layer, from token ids (placeholders already replaced by pad) and the
+        embeddings that enter layer 0 (soft tokens already in place)."""
+        scale = jnp.asarray(math.sqrt(self.config.per_layer_input_width), self.dtype)
+        token_part = jnp.take(self.table, tokens, axis=0).astype(self.dtype) * scale
+        projection = self.projection.astype(self.dtype)
+        context = jnp.einsum("btd,dlp->btlp", embeddings, projection) * self.config.d_model**-0.5
+        combined = (token_part + self.norm(context)) * 2**-0.5
+        return jnp.moveaxis(combined, 2, 0)

@@ -1,0 +1,98 @@
+"""Routed experts: dropless, float32 router, sorted grouped matmul (spec 4.8).
+
+Letters: M tokens (B * T), D d_model, F expert width, E experts, A active experts per token.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gemma4_jax.config import ModelConfig
+from gemma4_jax.model.layers import fan_in, gelu, param, rms_normalize
+
+# (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
+GroupedMatmul = Callable[[Array, Array, Array], Array]
+
+
+def route(
+    logits: Float[Array, "M E"], expert_scale: Float[Array, " E"], active: int
+) -> tuple[Float[Array, "M A"], Int[Array, "M A"], Float[Array, "M E"]]:
+    """Weights and indices of the `active` most probable experts of each token, and all probabilities.
+
+    Weights are renormalised over the chosen experts, then multiplied by each expert's own scale. float32.
+    """
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    top, index = jax.lax.top_k(probabilities, active)
+    weights = top / jnp.sum(top, axis=-1, keepdims=True)
+    return weights * expert_scale.astype(jnp.float32)[index], index, probabilities
+
+
+def experts(
+    x: Float[Array, "M D"],
+    weights: Float[Array, "M A"],
+    index: Int[Array, "M A"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+    grouped_matmul: GroupedMatmul,
+) -> Float[Array, "M D"]:
+    """Sum over each token's experts of weight * down(gelu(gate x) * up x). No token is dropped.
+
+    (token, expert) pairs are sorted by expert so that every expert works on one run of rows; the inverse
+    permutation brings results back, which keeps the sum over A deterministic (no scatter-add).
+    """
+    active = index.shape[-1]
+    order = jnp.argsort(index.reshape(-1), stable=True)
+    group_sizes = jnp.bincount(index.reshape(-1), length=gate.shape[0]).astype(jnp.int32)
+    rows = x[order // active]
+    hidden = gelu(grouped_matmul(rows, gate, group_sizes)) * grouped_matmul(rows, up, group_sizes)
+    out = grouped_matmul(hidden, down, group_sizes)
+    by_token = out[jnp.argsort(order)].reshape(*index.shape, -1)
+    return jnp.einsum("ma,mad->md", weights, by_token.astype(jnp.float32)).astype(x.dtype)
+
+
+class MoE(nn.Module):
+    """Router and experts of one layer."""
+
+    config: ModelConfig
+    dtype: Any
+    grouped_matmul: GroupedMatmul
+
+    @nn.compact
+    def __call__(
+        self, stream: Float[Array, "B T D"], normed: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """stream: the residual stream, which the router reads; normed: what the experts read."""
+        moe = self.config.moe
+        assert moe is not None
+        d_model, num, width = stream.shape[-1], moe.num_experts, moe.d_ff
+        ones = nn.initializers.ones
+        router = param(self, "router_proj", (d_model, num), ("embed", "experts"), fan_in(1))
+        router_scale = param(self, "router_scale", (d_model,), ("embed",), ones)
+        expert_scale = param(self, "expert_scale", (num,), ("experts",), ones)
+        wide, axes = (num, d_model, width), ("experts", "embed", "expert_mlp")
+        gate = param(self, "gate_proj", wide, axes, fan_in(d_model)).astype(self.dtype)
+        up = param(self, "up_proj", wide, axes, fan_in(d_model)).astype(self.dtype)
+        down = param(
+            self,
+            "down_proj",
+            (num, width, d_model),
+            ("experts", "expert_mlp", "embed"),
+            fan_in(width),
+        ).astype(self.dtype)
+
+        rows = stream.reshape(-1, d_model)
+        read = rms_normalize(rows, self.config.norm_eps) * router_scale * d_model**-0.5
+        logits = jnp.einsum("md,de->me", read, router, preferred_element_type=jnp.float32)
+        weights, index, probabilities = route(logits, expert_scale, moe.num_experts_per_token)
+        self.sow("intermediates", "router_probs", probabilities)
+        self.sow("intermediates", "topk_weight", weights)
+        self.sow("intermediates", "topk_index", index)
+        out = experts(
+            normed.reshape(-1, d_model), weights, index, gate, up, down, self.grouped_matmul
+        )
+        return out.reshape(stream.shape)

@@ -1,0 +1,295 @@
+"""The text model: embed, scanned segments, final norm, logits; with and without a cache.
+
+`Transformer.__call__` is training and scoring. `extend` appends tokens to a cache (decoding, speculative
+verification, prefill that needs every hidden state). `prefill` + `borrow` split a pass where layers stop
+owning K/V: E2B and E4B spend 20 of 35 and 18 of 42 layers only on the last token of a prompt.
+
+Letters: B batch, T tokens, D d_model, L layers, P per-layer width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gemma4_jax.config import FULL, SLIDING, ModelConfig
+from gemma4_jax.model.block import Context, Lent, PatternBlock, blank_lending, cached_keys
+from gemma4_jax.model.cache import Cache
+from gemma4_jax.model.layers import Embedder, PerLayerEmbedder, RMSNorm
+from gemma4_jax.model.layout import Segment, layer_address, segments
+from gemma4_jax.model.moe import GroupedMatmul
+from gemma4_jax.model.rope import rotation
+from gemma4_jax.model.visibility import EMPTY, TokenFacts, media_blocks
+
+# What the backward pass recomputes: nothing; everything but each pattern block's input; or everything but
+# the results of matrix products with parameters.
+Remat = Literal["none", "full", "dots"]
+REMAT_POLICIES: tuple[Remat, ...] = ("none", "full", "dots")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """Soft tokens of a pass, placed: they replace embeddings, unscaled, where kinds > 0."""
+
+    embeddings: Array  # [B, T, D]; read only where kinds > 0
+    kinds: Array  # int32 [B, T]: 0 text, 1 image, 2 video, 3 audio
+
+
+def segment_positions(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Positions that restart at 0 with every run of equal segment ids."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
+    first = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+    starts = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+    return index - starts
+
+
+class Transformer(nn.Module):
+    """A Gemma 4 text model over `params`.
+
+    dtype: of the residual stream and matrix products; norms, softmax, router and logits are float32.
+    remat: what the backward pass recomputes. grouped_matmul: the experts' product.
+    """
+
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    remat: Remat = "none"
+    grouped_matmul: GroupedMatmul = jax.lax.ragged_dot
+
+    def setup(self) -> None:
+        """Declare the parts."""
+        self.embed = Embedder(self.config, self.dtype)
+        if self.config.per_layer_input_width:
+            self.per_layer_embed = PerLayerEmbedder(self.config, self.dtype)
+        self.stacks = tuple(
+            self._scanned(segment)(
+                self.config,
+                segment.pattern,
+                segment.repeats,
+                self.dtype,
+                self.grouped_matmul,
+                name=f"segment_{number}",
+            )
+            for number, segment in enumerate(segments(self.config))
+        )
+        self.final_norm = RMSNorm(self.config.norm_eps)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        media: Media | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm, of every token.
+
+        positions: for the rotary embedding only; by default they restart in every segment. segment_ids:
+        documents packed in a row are numbered from 1, padding is 0; tokens see their own segment only.
+        Masks go by order in the row, not by position.
+        """
+        if positions is None:
+            if segment_ids is None:
+                positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+            else:
+                positions = segment_positions(segment_ids)
+        index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        block = None if media is None else media_blocks(media.kinds)
+        facts = TokenFacts(jnp.broadcast_to(index, tokens.shape), segment_ids, block)
+        context = Context(facts, self._rotations(jnp.broadcast_to(positions, tokens.shape)))
+        x, per_layer = self._embed(tokens, media)
+        x, _ = self._run(x, per_layer, context, None, {}, 0, self.config.num_layers)
+        return self.final_norm(x)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """float32 logits of hidden states, after the soft cap."""
+        return self.embed.decode(hidden)
+
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        count: Int[Array, " B"],
+        cache: Cache,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Append the first count[b] of each row's tokens to the cache, through all layers.
+
+        Returns hidden states after the final norm (undefined beyond count) and the grown cache. A media
+        block must lie within one call.
+        """
+        context, x, per_layer = self._continue(tokens, count, cache, media)
+        x, entries = self._run(x, per_layer, context, cache, {}, 0, self.config.num_layers)
+        return self.final_norm(x), Cache(entries, cache.length + count)
+
+    def prefill(
+        self,
+        tokens: Int[Array, "B T"],
+        count: Int[Array, " B"],
+        cache: Cache,
+        media: Media | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """`extend` through the layers that own K/V only; returns the raw stream after them."""
+        context, x, per_layer = self._continue(tokens, count, cache, media)
+        x, entries = self._run(x, per_layer, context, cache, {}, 0, self.config.first_shared_layer)
+        return x, Cache(entries, cache.length + count)
+
+    def borrow(
+        self, x: Float[Array, "B 1 D"], tokens: Int[Array, "B 1"], cache: Cache
+    ) -> Float[Array, "B 1 D"]:
+        """Finish each row's last token after `prefill`: the layers without K/V, and the final norm.
+
+        x: stream after the owning layers; tokens: the ids of those tokens (text, not soft tokens).
+        """
+        positions = cache.length[:, None] - 1
+        context = Context(TokenFacts(positions), self._rotations(positions))
+        _, per_layer = self._embed(tokens, None)
+        first = self.config.first_shared_layer
+        lent = self._lent_from(cache)
+        x, _ = self._run(x, per_layer, context, None, lent, first, self.config.num_layers)
+        return self.final_norm(x)
+
+    def _embed(self, tokens: Array, media: Media | None) -> tuple[Array, Array | None]:
+        """Stream entering layer 0, and per-layer inputs [L, B, T, P] if the model has them."""
+        ids = tokens
+        for placeholder in self.config.token_ids.placeholders:
+            ids = jnp.where(ids == placeholder, self.config.token_ids.pad, ids)
+        if media is not None:
+            ids = jnp.where(media.kinds > 0, self.config.token_ids.pad, ids)
+        x = self.embed.encode(ids)
+        if media is not None:
+            x = jnp.where((media.kinds > 0)[..., None], media.embeddings.astype(x.dtype), x)
+        if not self.config.per_layer_input_width:
+            return x, None
+        per_layer = self.per_layer_embed(ids, x)
+        self.sow("intermediates", "per_layer_inputs", per_layer)
+        return x, per_layer
+
+    def _rotations(self, positions: Array) -> dict[str, Any]:
+        c = self.config
+        return {
+            SLIDING: rotation(positions, c.head_dim, c.rope_sliding),
+            FULL: rotation(positions, c.global_head_dim, c.rope_full),
+        }
+
+    def _continue(
+        self, tokens: Array, count: Array, cache: Cache, media: Media | None
+    ) -> tuple[Context, Array, Array | None]:
+        offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        positions = cache.length[:, None] + offset
+        index = jnp.where(offset < count[:, None], positions, EMPTY)
+        block = None if media is None else media_blocks(media.kinds)
+        context = Context(
+            TokenFacts(index, block=block), self._rotations(positions), cache.length, count
+        )
+        return context, *self._embed(tokens, media)
+
+    def _run(
+        self,
+        x: Array,
+        per_layer: Array | None,
+        context: Context,
+        cache: Cache | None,
+        lent: Lent,
+        start: int,
+        stop: int,
+    ) -> tuple[Array, Any]:
+        """Segments of the layers [start, stop); returns the stream and the cache entries."""
+        entries = [] if cache is None else list(cache.entries)
+        lent = dict(lent)
+        for number, (segment, stack) in enumerate(
+            zip(segments(self.config), self.stacks, strict=True)
+        ):
+            if not start <= segment.start < stop:
+                continue
+            pattern = len(segment.pattern)
+            inputs = None
+            if per_layer is not None:
+                inputs = per_layer[segment.start : segment.start + segment.num_layers]
+                inputs = inputs.reshape(segment.repeats, pattern, *inputs.shape[1:])
+            mine = (None,) * pattern if cache is None else cache.entries[number]
+            repeat = jnp.arange(segment.repeats)
+            layers = self.config.layers[segment.start : segment.start + segment.num_layers]
+            lending = {
+                layer.kind: blank_lending(
+                    layer,
+                    mine[(layer.index - segment.start) % pattern],
+                    context,
+                    x.shape[1],
+                    x.dtype,
+                )
+                for layer in layers
+                if layer.lends_kv
+            }
+            (x, mine, lending), _ = stack((x, mine, lending), context, lent, inputs, repeat)
+            if cache is not None:
+                entries[number] = mine
+            lent |= lending
+        return x, tuple(entries)
+
+    def _lent_from(self, cache: Cache) -> Lent:
+        """K/V of the lending layers, read back from the cache."""
+        lent: Lent = {}
+        for layer in self.config.layers:
+            if layer.lends_kv:
+                at = layer_address(self.config, layer.index)
+                slot = self.stacks[at.segment].variables["params"][f"slot_{at.slot}"]
+                key_scale = slot["attention"]["k_norm"]["scale"][at.index]
+                entry = cache.entries[at.segment][at.slot]
+                lent[layer.kind] = cached_keys(layer, entry, at.index, key_scale, cache.length)
+        return lent
+
+    def _scanned(self, segment: Segment) -> Any:
+        """PatternBlock, rematerialised as asked, scanned over the repeats of a segment."""
+        target: Any = PatternBlock
+        if self.remat != "none":
+            policy = None
+            if self.remat == "dots":
+                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            # Inside a loop of several steps nothing can be merged with the forward pass anyway.
+            target = nn.remat(target, policy=policy, prevent_cse=segment.repeats == 1)
+        return nn.scan(
+            target,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0, 0),
+            length=segment.repeats,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+
+
+def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Fresh parameters, drawn as documented where each is declared; a plain nested dict."""
+    variables = Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))
+    params = nn.meta.unbox(variables)["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+@functools.cache
+def _abstract(config: ModelConfig) -> Any:
+    init = functools.partial(Transformer(config).init, tokens=jnp.zeros((1, 1), jnp.int32))
+    return jax.eval_shape(init, jax.random.key(0))["params"]
+
+
+def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Shapes of the parameters as jax.ShapeDtypeStruct, without allocating anything."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nn.meta.unbox(_abstract(config))
+    )
+
+
+def logical_axes(config: ModelConfig) -> dict[str, Any]:
+    """Logical axis names of every parameter: the same tree as `abstract_params`, tuples as leaves."""
+    specs = nn.get_partition_spec({"params": _abstract(config)})["params"]
+    return jax.tree.map(
+        tuple, specs, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec)
+    )
+
+
+def num_params(config: ModelConfig) -> int:
+    """Number of parameters, layer scalars included."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))

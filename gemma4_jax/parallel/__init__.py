@@ -1,0 +1,1 @@
+"""The same signatures as the references in `model/`, with kernels or collectives inside."""

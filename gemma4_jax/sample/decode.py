@@ -1,0 +1,176 @@
+"""Prefill and decoding as pure functions over a state: no strings, no host, no compilation here.
+
+    start_prefill -> prefill_chunk (again and again) -> finish_prefill -> decode (again and again)
+
+Rows are independent: each has its own length, settings, step counter and limit, and a finished row stops
+writing. Prompts of unequal length go in right-padded chunks with a count per row; a row whose prompt is
+over gets a count of 0. Every function takes a state and returns the next one, so the caller can donate it.
+What decides how many programs there are (batch, chunk, capacity) is in `buckets.py`.
+
+Letters: B batch, C tokens in a chunk, D d_model, V vocabulary, S steps of one dispatch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma4_jax.model.cache import Cache
+from gemma4_jax.model.transformer import Transformer
+from gemma4_jax.sample.sampling import Filters, Settings, sample
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PrefillState:
+    """Prompts on their way into the cache."""
+
+    cache: Cache
+    stream: Array  # [B, 1, D]: residual stream of each row's last token so far, after the owning layers
+    token: Array  # int32 [B, 1]: that token
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """Rows being continued. `token` has been chosen but is not yet in the cache."""
+
+    cache: Cache
+    token: Array  # int32 [B]
+    done: Array  # bool [B]
+    generated: Array  # int32 [B]: tokens chosen so far, the first one included; the noise's step
+    limit: Array  # int32 [B]: how many to choose at most
+    settings: Settings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Tokens of one dispatch. A row's are its first `count`; the rest means nothing."""
+
+    tokens: Array  # int32 [S, B]
+    logprobs: Array  # float32 [S, B]; not finite where the model's numbers are not
+    count: Array  # int32 [B]
+    done: Array  # bool [B]: after these tokens
+
+
+def start_prefill(module: Transformer, cache: Cache) -> PrefillState:
+    """State before the first token of every prompt."""
+    batch = cache.length.shape[0]
+    stream = jnp.zeros((batch, 1, module.config.d_model), module.dtype)
+    return PrefillState(cache, stream, jnp.zeros((batch, 1), jnp.int32))
+
+
+def prefill_chunk(
+    module: Transformer,
+    params: Params,
+    state: PrefillState,
+    tokens: Int[Array, "B C"],
+    count: Int[Array, " B"],
+) -> PrefillState:
+    """Append the first count[b] of each row's tokens, through the layers that own K/V alone."""
+    x, cache = module.apply({"params": params}, tokens, count, state.cache, method="prefill")
+    last = jnp.maximum(count - 1, 0)[:, None]
+    more = count[:, None] > 0
+    stream = jnp.take_along_axis(x, last[..., None], axis=1)
+    return PrefillState(
+        cache,
+        jnp.where(more[..., None], stream, state.stream),
+        jnp.where(more, jnp.take_along_axis(tokens, last, axis=1), state.token),
+    )
+
+
+def finish_prefill(
+    module: Transformer,
+    params: Params,
+    state: PrefillState,
+    settings: Settings,
+    limit: Int[Array, " B"],
+    stop_ids: Int[Array, " n"],
+    blocked: Bool[Array, " V"],
+    filters: Filters,
+) -> tuple[DecodeState, Chosen]:
+    """The remaining layers for each row's last token, and its first chosen token.
+
+    limit: tokens to choose per row; rows of limit 0 (padding of the batch) are done at once. stop_ids:
+    ids that end a row; entries of -1 match nothing. blocked: ids never to be chosen.
+    """
+    variables = {"params": params}
+    hidden = module.apply(variables, state.stream, state.token, state.cache, method="borrow")
+    step = jnp.zeros_like(limit)
+    token, logprob = _choose(module, variables, hidden, settings, step, blocked, filters)
+    count = (limit > 0).astype(jnp.int32)
+    done = (limit <= 1) | _is_stop(token, stop_ids)
+    next_state = DecodeState(state.cache, token, done, count, limit, settings)
+    return next_state, Chosen(token[None], logprob[None], count, done)
+
+
+def decode(
+    module: Transformer,
+    params: Params,
+    state: DecodeState,
+    keep: Bool[Array, " B"],
+    steps: Int[Array, ""],
+    stop_ids: Int[Array, " n"],
+    blocked: Bool[Array, " V"],
+    filters: Filters,
+    room: int,
+) -> tuple[DecodeState, Chosen]:
+    """Up to `steps` (at most `room`, which is static) more tokens of every row that is not done.
+
+    keep: False ends a row before the first step (the host found a stop string, or nobody listens). Stops
+    early once every row is done.
+    """
+    batch = state.token.shape[0]
+    variables = {"params": params}
+    start = dataclasses.replace(state, done=state.done | ~keep)
+    tokens = jnp.zeros((room, batch), jnp.int32)
+    logprobs = jnp.zeros((room, batch), jnp.float32)
+
+    def going(carry: tuple[Array, DecodeState, Array, Array]) -> Array:
+        return (carry[0] < jnp.minimum(steps, room)) & ~jnp.all(carry[1].done)
+
+    def step(
+        carry: tuple[Array, DecodeState, Array, Array],
+    ) -> tuple[Array, DecodeState, Array, Array]:
+        i, now, tokens, logprobs = carry
+        alive = (~now.done).astype(jnp.int32)
+        hidden, cache = module.apply(
+            variables, now.token[:, None], alive, now.cache, method="extend"
+        )
+        token, logprob = _choose(
+            module, variables, hidden, now.settings, now.generated, blocked, filters
+        )
+        generated = now.generated + alive
+        done = now.done | (generated >= now.limit) | _is_stop(token, stop_ids)
+        token = jnp.where(now.done, now.token, token)
+        after = DecodeState(cache, token, done, generated, now.limit, now.settings)
+        return i + 1, after, tokens.at[i].set(token), logprobs.at[i].set(logprob)
+
+    _, end, tokens, logprobs = jax.lax.while_loop(
+        going, step, (jnp.int32(0), start, tokens, logprobs)
+    )
+    return end, Chosen(tokens, logprobs, end.generated - state.generated, end.done)
+
+
+def _choose(
+    module: Transformer,
+    variables: dict[str, Params],
+    hidden: Float[Array, "B 1 D"],
+    settings: Settings,
+    step: Array,
+    blocked: Array,
+    filters: Filters,
+) -> tuple[Array, Array]:
+    logits = module.apply(variables, hidden, method="logits")
+    return sample(logits[:, 0], settings, step, filters, blocked)
+
+
+def _is_stop(token: Array, stop_ids: Array) -> Array:
+    return jnp.any(token[:, None] == stop_ids, axis=-1)

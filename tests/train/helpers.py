@@ -1,0 +1,76 @@
+"""Small models and batches for tests of the step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_jax.build import transformer
+from gemma4_jax.config import ModelConfig
+from gemma4_jax.model.transformer import init_params
+from gemma4_jax.presets import preset
+from train.data.sequences import Sequence, fill
+from train.losses import Batch, Params
+
+TINY = ("tiny-dense", "tiny-ple", "tiny-moe")
+
+
+def tiny(name: str, remat: Any = "none") -> tuple[ModelConfig, Any, Params]:
+    """Configuration, module and parameters (norm scales and layer scalars away from 1).
+
+    As few layers as have all the kinds there are, for compile time.
+    """
+    layers = ("sliding", "full", "sliding", "full") if name == "tiny-ple" else ("sliding", "full")
+    shared = 2 if name == "tiny-ple" else 0
+    config = dataclasses.replace(preset(name), layer_types=layers, num_kv_shared_layers=shared)
+    params = init_params(config, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf * (1 + 0.2 * jax.random.normal(key, leaf.shape))
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return config, transformer(config, "float32", remat), jax.tree.unflatten(tree, noisy)
+
+
+def random_sequence(
+    rng: np.random.Generator, length: int, vocab: int, share: float = 0.6
+) -> Sequence:
+    """Random tokens, of which about `share` count; the last one always does."""
+    mask = rng.random(length) < share
+    mask[-1] = True
+    return Sequence(rng.integers(0, vocab, length).astype(np.int32), mask)
+
+
+def random_batch(rows: int, length: int, vocab: int, seed: int = 0, share: float = 0.6) -> Batch:
+    """Right-padded rows of unequal lengths."""
+    rng = np.random.default_rng(seed)
+    examples = [
+        fill([random_sequence(rng, int(rng.integers(length // 2, length)), vocab, share)], length)
+        for _ in range(rows)
+    ]
+    return stack(examples)
+
+
+def random_pairs(pairs: int, length: int, vocab: int, seed: int = 0) -> Batch:
+    """Pairs with made-up reference log-probabilities."""
+    flat = random_batch(2 * pairs, length, vocab, seed)
+    batch = {name: x.reshape(pairs, 2, length) for name, x in flat.items()}
+    reference = np.random.default_rng(seed).normal(-60, 2, (pairs, 2))
+    return {**batch, "reference_logprobs": jnp.asarray(reference, jnp.float32)}
+
+
+def stack(examples: list[dict[str, np.ndarray]]) -> Batch:
+    return {name: jnp.asarray(np.stack([e[name] for e in examples])) for name in examples[0]}
+
+
+def assert_trees_close(actual: Any, expected: Any, relative: float) -> None:
+    """Largest difference of every leaf, relative to that leaf's largest value."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(expected)
+    for (path, want), got in zip(flat, jax.tree.leaves(actual), strict=True):
+        want, got = np.asarray(want), np.asarray(got)
+        scale = np.abs(want).max()
+        where = jax.tree_util.keystr(path)
+        assert np.abs(got - want).max() <= relative * scale + 1e-9, (where, scale)

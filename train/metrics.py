@@ -1,0 +1,125 @@
+"""What a run says about itself: metrics.jsonl, one line a log step, and a picture of the loss.
+
+Here: the file (appended, one write a line, so that a kill loses at most the last one) and the plot. Not
+here: what is measured (step.py, throughput.py), the console (progress.py).
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Not averaged over a window: what counts up, and what a schedule says.
+_LAST = ("learning_rate", "bad_steps", "skipped")
+
+
+class MetricsFile:
+    """Appends rows {"step": ..., name: value} to a JSONL file."""
+
+    def __init__(self, path: Path, restored_step: int):
+        """Drop rows after `restored_step` (of a run that was killed later than its last checkpoint)."""
+        self.path = path
+        kept = [row for row in read(path) if row["step"] <= restored_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(map(_line, kept)))
+        temporary.replace(path)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one row; numbers that are not finite become null."""
+        os.write(self._file, _line({"step": step, **values}).encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+class Window:
+    """What happened between two lines of the log."""
+
+    def __init__(self, flops_per_token: float, peak: float | None, epochs_per_step: float):
+        """flops_per_token: of training; peak: of all devices in FLOP/s, None if it is not known."""
+        self._flops, self._peak, self._epochs = flops_per_token, peak, epochs_per_step
+        self._steps: list[Mapping[str, Any]] = []
+        self._tokens = 0
+        self._start: float | None = None
+
+    def add(self, batch: Mapping[str, np.ndarray], metrics: Mapping[str, Any]) -> None:
+        """Count one step; `metrics` stay on the device until the window closes."""
+        self._steps.append(metrics)
+        if self._start is None:
+            # The first step of a process compiles: time runs from its end.
+            float(metrics["loss"])
+            self._start = time.monotonic()
+        else:
+            self._tokens += int((batch["segment_ids"] > 0).sum())
+
+    def close(self, step: int) -> dict[str, float]:
+        """Row of metrics: counters and rates of the last step, means of everything else.
+
+        Steps that were skipped do not enter the means.
+        """
+        steps = [{name: float(value) for name, value in m.items()} for m in self._steps]
+        row: dict[str, float] = {}
+        for name in steps[-1]:
+            values = [m[name] for m in steps]
+            finite = [value for value in values if math.isfinite(value)]
+            if name in _LAST:
+                row[name] = values[-1]
+            else:
+                row[name] = sum(finite) / len(finite) if finite else math.nan
+        row["epoch"] = step * self._epochs
+        now = time.monotonic()
+        seconds = now - (self._start or now)
+        if self._tokens and seconds > 0:
+            row["tokens_per_second"] = self._tokens / seconds
+            if self._peak is not None:
+                row["mfu"] = self._tokens * self._flops / seconds / self._peak
+        self._steps, self._tokens, self._start = [], 0, now
+        return row
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file, without a last line that a kill cut short; [] if there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot(metrics: Path, picture: Path, names: tuple[str, ...] = ("loss",)) -> None:
+    """Draw the named metrics over steps, one panel each, into a PNG; nothing if there are no rows."""
+    # matplotlib takes half a second to import: only a finished run pays for it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read(metrics)
+    shown = [name for name in names if any(row.get(name) is not None for row in rows)]
+    if not shown:
+        return
+    figure = Figure(figsize=(7, 3 * len(shown)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, name in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        axis.plot(*zip(*points, strict=True), linewidth=1.2)
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.3)
+    axis.set_xlabel("step")
+    figure.savefig(picture, dpi=120)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    finite = {
+        k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()
+    }
+    return json.dumps(finite) + "\n"

@@ -1,0 +1,94 @@
+"""The DPO reference: its log-probabilities of every pair computed once, or its parameters kept.
+
+Precomputed, one copy of the model suffices for training. The file grows batch by batch, so that a killed
+pass goes on where it stopped; it belongs to a fingerprint of the data and a checksum of the parameters.
+Not here: the forward pass (losses.py).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_jax.errors import UserError
+from train.data.pipeline import PairRows
+from train.losses import Params
+
+_PAIR_BYTES = 2 * np.dtype(np.float32).itemsize
+
+ReferencePass = Callable[[Params, dict[str, np.ndarray]], jax.Array]
+
+
+def params_checksum(params: Params) -> str:
+    """Checksum of the bits of all parameters; the same on any number of devices."""
+
+    @jax.jit
+    def weigh(leaf: jax.Array) -> jax.Array:
+        word = jnp.uint32 if leaf.dtype.itemsize == 4 else jnp.uint16
+        bits = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32).reshape(-1)
+        # Odd weights by position, so that swapped values are noticed.
+        return (bits * (2 * jax.lax.iota(jnp.uint32, bits.size) + 1)).sum(dtype=jnp.uint32)
+
+    sums = [(leaf.shape, int(weigh(leaf))) for leaf in jax.tree.leaves(params)]
+    return hashlib.blake2b(repr(sums).encode(), digest_size=12).hexdigest()
+
+
+def read_reference(folder: Path, fingerprint: str, pairs: int) -> np.ndarray | None:
+    """float32 [pairs, 2] (chosen, rejected) of a finished pass over this data; None if there is none."""
+    file = folder / f"{fingerprint}.f32"
+    if not file.exists() or file.stat().st_size != pairs * _PAIR_BYTES:
+        return None
+    return np.fromfile(file, np.float32).reshape(-1, 2)
+
+
+def precompute(
+    forward: ReferencePass,
+    params: Params,
+    source: PairRows,
+    rows: int,
+    folder: Path,
+    fingerprint: str,
+) -> np.ndarray:
+    """Run, or finish, the pass over all pairs of `source`; float32 [pairs, 2] (chosen, rejected).
+
+    forward: (params, batch) -> float32 [rows, 2]. rows: pairs taken at a time. fingerprint: of the data
+    and of how `forward` computes. What other parameters left in `folder` is discarded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file, note = folder / f"{fingerprint}.f32", folder / f"{fingerprint}.json"
+    made_by = {"params": params_checksum(params), "rows": rows}
+    if not note.exists() or json.loads(note.read_text()) != made_by:
+        file.unlink(missing_ok=True)
+        note.write_text(json.dumps(made_by))
+    pairs = len(source)
+    # Only whole batches count: the batches of a continued pass are those of an undisturbed one.
+    done = file.stat().st_size // _PAIR_BYTES if file.exists() else 0
+    done = done if done == pairs else done // rows * rows
+    if done < pairs:
+        print(f"reference log-probabilities: {done} of {pairs} pairs are there, computing the rest")
+    with open(file, "ab") as output:
+        output.truncate(done * _PAIR_BYTES)
+        for first in range(done, pairs, rows):
+            # The last batch is filled up with its last pair, so that one compiled shape serves all.
+            examples = [source[min(i, pairs - 1)] for i in range(first, first + rows)]
+            batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+            logprobs = np.asarray(forward(params, batch), np.float32)
+            output.write(logprobs[: pairs - first].tobytes())
+            output.flush()
+    return np.fromfile(file, np.float32).reshape(-1, 2)
+
+
+def check_live(folder: Path, params: Params, resuming: bool) -> None:
+    """Note the checksum of a live reference; UserError if a run goes on with another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note, checksum = folder / "live.json", params_checksum(params)
+    if resuming and note.exists() and json.loads(note.read_text())["params"] != checksum:
+        raise UserError(
+            "the weights in model.path are not those this run was started with, so the reference "
+            "would change; use another run.workdir, or the old weights"
+        )
+    note.write_text(json.dumps({"params": checksum}))

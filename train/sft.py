@@ -1,0 +1,70 @@
+"""Supervised fine-tuning: `python -m train.sft PRESET [--a.b value]`.
+
+Presets are in configs/sft.py. The same command continues a run that was stopped or killed.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from configs import cli, sft
+from configs.schema import SFTConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    config = cli.parse("python -m train.sft", sft.PRESETS, sys.argv[1:] if argv is None else argv)
+    # From here on jax is needed: seconds that --help and a mistyped flag must not cost.
+    from gemma4_jax.errors import report_user_errors
+
+    with report_user_errors():
+        return run(config)
+
+
+def run(config: SFTConfig) -> int:
+    """Train as `config` says; returns the exit code. Raises UserError."""
+    from train.data.pipeline import PackedRows, SFTRows, Source
+    from train.data.prepared import prepare
+    from train.data.rows import sft_encoder
+    from train.loop import Task, fit
+    from train.losses import make_sft_loss
+    from train.start import open_start, tokenizer_fingerprint
+    from train.workdir import Workdir
+
+    workdir = Workdir(config)
+    data = config.data
+    start = open_start(config.model, config.seed, data.max_length)
+    family = start.config.family
+    prepared = prepare(
+        data.path,
+        sft_encoder(start.tokenizer, family),
+        max_length=data.max_length,
+        overlong=data.overlong,
+        cache_dir=workdir.cache,
+        settings={
+            "task": "sft",
+            "tokenizer": tokenizer_fingerprint(start.tokenizer),
+            "family": family,
+        },
+    )
+    workdir.open_data(prepared.fingerprint, prepared.summary)
+    print(prepared.summary)
+    source: Source
+    if data.packing:
+        source = PackedRows(prepared, data.max_length, config.seed)
+        print(f"packed into {len(source)} sequences of {source.length}")
+    else:
+        source = SFTRows(prepared, data.max_length)
+    task = Task(
+        config=config,
+        start=start,
+        workdir=workdir,
+        source=source,
+        loss_fn=make_sft_loss(start.module, start.config),
+        initial=start.load,
+        plots=("loss", "grad_norm"),
+    )
+    return fit(task)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

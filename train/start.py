@@ -1,0 +1,118 @@
+"""What a run starts from: model configuration, tokenizer, module and initial parameters.
+
+Here: weights from a folder, or fresh ones for a preset. Not here: reading checkpoints
+(gemma4_jax/checkpoint), the model itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from configs.schema import ModelSource
+from gemma4_jax import checkpoint
+from gemma4_jax.build import dtype_named, transformer
+from gemma4_jax.config import ModelConfig
+from gemma4_jax.errors import UserError
+from gemma4_jax.hf_config import config_from_hf
+from gemma4_jax.model.transformer import Transformer, init_params
+from gemma4_jax.presets import PRESETS, preset
+from gemma4_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """config, tokenizer, module: of the model; load: makes its initial parameters, anew at each call.
+
+    chat_template: the checkpoint's own, to be written back with it.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    module: Transformer
+    load: Callable[[], dict[str, Any]]
+    chat_template: str | None = None
+
+
+def open_start(source: ModelSource, seed: int, max_length: int) -> Start:
+    """Resolve `source`; parameters are not made yet.
+
+    seed: of fresh parameters. max_length: longest sequence that will be trained on, in tokens.
+    Raises UserError for what does not exist or does not fit together.
+    """
+    if source.path:
+        start = _from_folder(source)
+    else:
+        start = _from_scratch(source, seed)
+    if max_length > start.config.max_position:
+        raise UserError(
+            f"data.max_length is {max_length}, more than the {start.config.max_position} positions "
+            f"that {start.config.name} was made for"
+        )
+    if start.tokenizer.vocab_size > start.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {start.tokenizer.vocab_size} tokens and the model's embedding "
+            f"{start.config.vocab_size} rows; set model.tokenizer to the one this model was made with"
+        )
+    return start
+
+
+def _from_folder(source: ModelSource) -> Start:
+    """Weights from a Hugging Face folder or one of ours."""
+    about = checkpoint.describe(source.path)
+    tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else about.tokenizer
+    if tokenizer is None:
+        raise UserError(
+            f"{source.path} has no tokenizer; give --model.tokenizer FILE (or a folder with one)"
+        )
+    return Start(
+        config=about.config,
+        tokenizer=tokenizer,
+        module=transformer(about.config, source.compute_dtype, source.remat),
+        load=lambda: checkpoint.load_params(source.path, about.config, source.param_dtype),
+        chat_template=about.chat_template,
+    )
+
+
+def _from_scratch(source: ModelSource, seed: int) -> Start:
+    """Fresh weights for a named architecture or a config.json, as wide as the tokenizer is."""
+    tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else Tokenizer.builtin()
+    config = _architecture(source.architecture)
+    config = replace(
+        config,
+        vocab_size=tokenizer.vocab_size,
+        per_layer_vocab_size=tokenizer.vocab_size if config.per_layer_input_width else 0,
+        token_ids=replace(
+            config.token_ids, pad=tokenizer.pad_id, bos=tokenizer.bos_id, eos=tokenizer.stop_ids
+        ),
+    )
+    return Start(
+        config=config,
+        tokenizer=tokenizer,
+        module=transformer(config, source.compute_dtype, source.remat),
+        load=lambda: init_params(config, jax.random.key(seed), dtype_named(source.param_dtype)),
+    )
+
+
+def _architecture(name: str) -> ModelConfig:
+    if name in PRESETS or not name.endswith(".json"):
+        return preset(name)
+    try:
+        raw = json.loads(Path(name).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read model.architecture {name}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"model.architecture {name} is not JSON: {error.msg}") from None
+    return config_from_hf(raw)
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Digest of the files that a tokenizer was read from."""
+    digest = hashlib.blake2b(digest_size=12)
+    for name, data in sorted(tokenizer.files.items()):
+        digest.update(f"{name} {len(data)} ".encode() + data)
+    return digest.hexdigest()
