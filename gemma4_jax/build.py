@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError, unknown
-from gemma4_jax.model.transformer import REMAT_POLICIES, Remat, Transformer
+from gemma4_jax.model.block import REMAT_POLICIES, Remat
+from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.kernels import grouped_matmul_for
 from gemma4_jax.text.tokenizer import Tokenizer
 
@@ -101,7 +102,8 @@ def _logits(
 ) -> Array:
     variables = {"params": params}
     hidden = module.apply(variables, tokens, positions, segment_ids)
-    return module.apply(variables, hidden, method="logits")
+    logits: Any = module.apply(variables, hidden, method="logits")
+    return logits
 
 
 def build(

@@ -176,9 +176,10 @@ def _full_layer_heads(
         size = text.optional_integer("global_head_dim", 512)
         return size or 512, own_kv_heads or kv_heads
     overrides = text.object("per_layer_config", {})
+    keys = _layer_keys(overrides, len(layer_types))
     seen: dict[LayerKind, set[tuple[int, int]]] = {SLIDING: set(), FULL: set()}
     for i, kind in enumerate(layer_types):
-        layer = overrides.object(str(i), {})
+        layer = overrides.object(keys.get(i, str(i)), {})
         if extra := sorted(set(layer.data) - {"head_dim", "num_key_value_heads"}):
             raise UserError(
                 f"config.json: {layer.where}{extra[0]} is not supported; layers may differ in "
@@ -194,6 +195,17 @@ def _full_layer_heads(
             f"{sorted(seen[FULL])}; they must be the same on all of them"
         )
     return seen[FULL].pop()
+
+
+def _layer_keys(overrides: Fields, num_layers: int) -> dict[int, str]:
+    """Key of each layer that has overrides. transformers pads them with zeros: "05", "11"."""
+    keys = {int(key): key for key in overrides.data if str(key).isdecimal()}
+    if len(keys) < len(overrides.data) or max(keys, default=0) >= num_layers:
+        raise UserError(
+            f"config.json: {overrides.where[:-1]} must have layer numbers below {num_layers} as "
+            f"keys, got {', '.join(map(str, overrides.data))}"
+        )
+    return keys
 
 
 def _rope(parameters: Fields, kind: LayerKind) -> RopeConfig:
@@ -264,11 +276,15 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> Json:
     text = _text_to_hf(config)
     if not nested:
         return {**head, **text}
-    ids = config.token_ids
+    # An id that is not known is written as the released one: transformers' forward fails on null.
+    ids = {field: getattr(config.token_ids, field) for field in _MEDIA_IDS}
     return {
         **head,
         "model_type": config.hf_type,
-        **{key: getattr(ids, field) for field, (key, _) in _MEDIA_IDS.items()},
+        **{
+            key: default if ids[field] is None else ids[field]
+            for field, (key, default) in _MEDIA_IDS.items()
+        },
         "tie_word_embeddings": True,
         "text_config": {**text, "dtype": dtype},
         "vision_config": None,

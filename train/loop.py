@@ -78,7 +78,7 @@ def fit(task: Task) -> int:
             window = metrics.Window(
                 _flops_per_token(task), _peak(), config.batch.rows / len(task.source)
             )
-            bad_steps: Any = state.bad_steps
+            bad_steps: Any = int(state.bad_steps)
             for step in range(done + 1, total + 1):
                 batch = next(iterator)
                 state, values = step_fn(state, batch, task.frozen)
@@ -86,11 +86,11 @@ def fit(task: Task) -> int:
                 # Of the step before: to ask about this one would make the host wait for the device.
                 _stop_if_diverged(bad_steps, step - 1, config.optim.max_bad_steps)
                 bad_steps = values["bad_steps"]
+                reporter.advance(step)
                 if step % config.run.log_every == 0 or step == total:
                     row = window.close(step)
                     log.write(step, row)
                     reporter.metrics(step, row)
-                reporter.advance(step)
                 if interrupts.requested or step == total or step % config.run.save_every == 0:
                     checkpointer.save(step, state, iterator)
                 if interrupts.requested:

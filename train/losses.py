@@ -9,7 +9,7 @@ Letters: B examples, T positions, D model, V vocabulary.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def batch_logprobs(
         segment_ids=batch["segment_ids"],
     )
     return token_logprobs(
-        hidden,
+        cast(jax.Array, hidden),
         params["embed"]["table"],
         batch["targets"],
         softcap=config.logit_softcap,
@@ -146,6 +146,6 @@ def make_dpo_loss(module: nn.Module, config: ModelConfig, *, beta: float, live: 
 
 def reference_pass(
     module: nn.Module, config: ModelConfig
-) -> Callable[[Params, Batch], Float[Array, "B 2"]]:
+) -> Callable[[Params, Any], Float[Array, "B 2"]]:
     """Compiled function (params, batch) -> log-probabilities of the reference, float32 [B,2]."""
     return jax.jit(lambda params, batch: sequence_logprobs(module, config, params, batch))

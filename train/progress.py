@@ -10,13 +10,17 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+_SHORT = {"learning_rate": "lr", "tokens_per_second": "tokens/s"}
+_TROUBLE = ("bad_steps", "skipped")
+
 
 class Reporter:
     """Prints lines, and keeps a progress bar below them where the output is a terminal."""
 
     def __init__(self, total: int, done: int):
         """total, done: steps of the whole run, and those already behind it."""
-        self._total, self._first, self._start = total, done, time.monotonic()
+        self._total, self._done = total, done
+        self._start: float | None = None
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -35,19 +39,30 @@ class Reporter:
         self._console.print(text, markup=False)
 
     def advance(self, step: int) -> None:
-        """Move the bar to `step`."""
+        """Say that `step` steps are done."""
+        if self._start is None:
+            # The first step of a process compiles: time runs from its end.
+            self._start, self._first = time.monotonic(), step
+        self._done = step
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=f"ETA {self.eta(step)}")
+            self._bar.update(self._task, completed=step, description=f"ETA {self.eta()}")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics."""
-        shown = "  ".join(f"{name} {_number(value)}" for name, value in values.items())
-        self.line(f"step {step}/{self._total}  {shown}  ETA {self.eta(step)}")
+        """One line of metrics: the loss first, counters of trouble only where there was any."""
+        names = ["loss", *sorted(name for name in values if name != "loss")]
+        shown = [
+            f"{_SHORT.get(name, name)} {_number(values[name])}"
+            for name in names
+            if values[name] or name not in _TROUBLE
+        ]
+        self.line(f"step {step}/{self._total}  {'  '.join(shown)}  ETA {self.eta()}")
 
-    def eta(self, step: int) -> str:
-        """Time left, from the mean speed since this process started, as h:mm:ss."""
-        seconds = (time.monotonic() - self._start) / max(1, step - self._first)
-        left = round(seconds * (self._total - step))
+    def eta(self) -> str:
+        """Time left, from the mean speed since the first step of this process, as h:mm:ss."""
+        if self._start is None or self._done == self._first:
+            return "-:--:--" if self._done < self._total else "0:00:00"
+        seconds = (time.monotonic() - self._start) / (self._done - self._first)
+        left = round(seconds * (self._total - self._done))
         return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 
     def close(self) -> None:

@@ -13,22 +13,25 @@ _EXPONENT = {
 }
 
 
-def host_rows(leaf: Any, rows: slice) -> np.ndarray:
-    """Rows of a leaf along its first axis, in host memory; a view if the leaf is there already."""
-    if not isinstance(leaf, jax.Array):
-        return np.asarray(leaf)[rows]
+def host_block(leaf: Any, *spans: slice) -> np.ndarray:
+    """leaf[spans] in host memory; a view if the leaf is there already."""
+    if not isinstance(leaf, jax.Array) or _on_host(leaf):
+        return np.asarray(leaf)[spans]
+    whole = [slice(0, size) for size in leaf.shape[len(spans) :]]
+    starts, sizes = zip(*((s.start, s.stop - s.start) for s in (*spans, *whole)), strict=True)
+    return np.asarray(jax.lax.dynamic_slice(leaf, starts, sizes))
+
+
+def _on_host(leaf: jax.Array) -> bool:
     devices = leaf.devices()
-    if len(devices) == 1 and next(iter(devices)).platform == "cpu":
-        return np.asarray(leaf)[rows]
-    size = rows.stop - rows.start
-    return np.asarray(jax.lax.dynamic_slice_in_dim(leaf, rows.start, size))
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
 def all_finite(values: np.ndarray) -> bool:
     """Whether no value is NaN or Inf.
 
-    Those have all exponent bits set, and on integers the test runs at 11 GB/s; isfinite takes ten
-    times as long for bfloat16. Meant for blocks: it needs a temporary as big as `values`.
+    Those have all exponent bits set. On integers the test runs at 28 GB/s; isfinite is as fast for
+    float32 and takes ten times as long for bfloat16. Meant for blocks: it needs a temporary as big as `values`.
     """
     mask = _EXPONENT[values.dtype.name]
     bits = values.view(f"u{values.itemsize}") & mask

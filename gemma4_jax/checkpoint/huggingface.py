@@ -23,14 +23,20 @@ from gemma4_jax.model.layout import layer_address
 class Part:
     """Where rows of a stored tensor live in our tree.
 
-    path: keys from the root. index: which layer of a stacked leaf, None if the leaf is not stacked.
+    path: keys from the root. index: place of the layer on a stacked leaf's leading axes, () if the
+    leaf is not stacked.
     rows: of each stored matrix, all if None. transposed: our matrices are [columns, rows].
     """
 
     path: tuple[str, ...]
-    index: int | None = None
+    index: tuple[int, ...] = ()
     rows: tuple[int, int] | None = None
     transposed: bool = False
+
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """`index` as slices, so that what they take from an array is always a view."""
+        return tuple(slice(i, i + 1) for i in self.index)
 
 
 @dataclass(frozen=True)
@@ -116,15 +122,17 @@ def _layer_tensors(config: ModelConfig, layer: LayerConfig) -> Iterator[TextTens
     yield plain("layer_scalar", "layer_scalar", 1)
 
 
-def _part(path: str, index: int | None, **how: Any) -> Part:
+def _part(path: str, index: tuple[int, ...], **how: Any) -> Part:
     return Part(tuple(path.split("/")), index, **how)
 
 
-def _plain(name: str, shape: tuple[int, ...], path: str, index: int | None = None) -> TextTensor:
+def _plain(name: str, shape: tuple[int, ...], path: str, index: tuple[int, ...] = ()) -> TextTensor:
     return TextTensor(name, shape, (_part(path, index),))
 
 
-def _linear(name: str, shape: tuple[int, int], path: str, index: int | None = None) -> TextTensor:
+def _linear(
+    name: str, shape: tuple[int, int], path: str, index: tuple[int, ...] = ()
+) -> TextTensor:
     return TextTensor(name, shape, (_part(path, index, transposed=True),))
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from gemma4_jax.build import Model, build, dtype_named
 from gemma4_jax.checkpoint import reading, store
 from gemma4_jax.checkpoint.description import describe
@@ -10,7 +12,7 @@ from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
 
 
-def load(path: str | Path, dtype: Any = "float32", mesh: None = None) -> Model:
+def load(path: str | Path, dtype: Any = "float32", mesh: jax.sharding.Mesh | None = None) -> Model:
     """The model in a Hugging Face folder, or in one that `checkpoint.save` wrote.
 
     dtype: of the parameters and of the computation ("float32", "bfloat16", "float16"), whatever the

@@ -2,18 +2,17 @@
 
 Each leaf is allocated once, in its final form, and filled block by block from the files: a block is
 read with `pread`, converted, checked and transposed into place. Beside the result, memory holds a
-few blocks (about 12 MiB a thread): a float32 tree comes out of a bfloat16 file without a second
+few blocks (about 4 MiB a thread): a float32 tree comes out of a bfloat16 file without a second
 copy of either.
 
-Not here: names (`huggingface.py`), the file format (`safetensors.py`), config and tokenizer
-(`load.py`).
+Not here: names (`huggingface.py`), which tensors are read at all (`matching.py`), the file format
+(`safetensors.py`), config and tokenizer (`description.py`).
 """
 
-import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,22 +23,18 @@ import jax
 import numpy as np
 
 from gemma4_jax.checkpoint.host import all_finite
-from gemma4_jax.checkpoint.huggingface import Part, TextTensor, text_tensors, unused_kv
+from gemma4_jax.checkpoint.huggingface import Part, TextTensor, text_tensors
+from gemma4_jax.checkpoint.matching import match
 from gemma4_jax.checkpoint.safetensors import DTYPES, StoredTensor, pread_into, read_folder
 from gemma4_jax.checkpoint.transpose import transpose_into
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params
 
-log = logging.getLogger("gemma4_jax")
-
 BLOCK_BYTES = 1 << 20
 _MAX_THREADS = 8
 _ALIGNMENT = 64  # what XLA:CPU wants of memory that it adopts instead of copying
 
-# Where the text model's names begin: released and multimodal saves, text-only saves, older layouts.
-PREFIXES = ("model.language_model.", "model.", "language_model.model.", "language_model.", "")
-TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder.")
 Params = dict[str, Any]
 Path_ = tuple[str, ...]
 
@@ -59,7 +54,7 @@ def read_params(
     imply, types that are no floats, and values that are not finite in `dtype`.
     """
     stored = read_folder(folder)
-    sources = _match(folder, config, stored)
+    sources = match(folder, config, stored)
     pieces: dict[Path_, list[tuple[TextTensor, Part]]] = {}
     for tensor in text_tensors(config):
         for part in tensor.parts:
@@ -83,88 +78,6 @@ def read_params(
                 pass
             _insert(params, path, jax.device_put(array, sharding_for(path)).block_until_ready())
     return params
-
-
-def _match(
-    folder: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
-    """The stored tensor of every name in the table; complains of missing and left-over ones."""
-    prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in stored), None)
-    if prefix is None:
-        raise UserError(f"{folder}: no embed_tokens.weight under any of the prefixes {PREFIXES}")
-    wanted = {tensor.name: tensor for tensor in text_tensors(config)}
-    if missing := [name for name in wanted if prefix + name not in stored]:
-        raise UserError(
-            f"{folder}: {len(missing)} tensors are missing that config.json implies: "
-            + ", ".join(f"{prefix}{name} {list(wanted[name].shape)}" for name in missing[:3])
-            + (", ..." if len(missing) > 3 else "")
-        )
-    sources = {name: stored[prefix + name] for name in wanted}
-    for name, source in sources.items():
-        if source.shape != wanted[name].shape:
-            raise UserError(
-                f"{source.file}: {source.name} has shape {list(source.shape)}, "
-                f"config.json implies {list(wanted[name].shape)}"
-            )
-        if source.dtype not in DTYPES:
-            raise UserError(
-                f"{source.file}: {source.name} is stored as {source.dtype}; supported are "
-                f"{', '.join(DTYPES)} (quantised checkpoints: use the bfloat16 release)"
-            )
-    used = {source.name for source in sources.values()}
-    rest = {name: s for name, s in stored.items() if name not in used}
-    _sort_out_the_rest(folder, config, prefix, rest, sources["embed_tokens.weight"])
-    return sources
-
-
-def _sort_out_the_rest(
-    folder: Path,
-    config: ModelConfig,
-    prefix: str,
-    rest: dict[str, StoredTensor],
-    table: StoredTensor,
-) -> None:
-    """Skip, with a word, what need not be read; refuse what is not known."""
-    towers = [s for name, s in rest.items() if name.removeprefix("model.").startswith(TOWERS)]
-    shared = [rest[prefix + name] for name in unused_kv(config) if prefix + name in rest]
-    heads = [s for name, s in rest.items() if name.endswith("lm_head.weight")]
-    known = {s.name for s in (*towers, *shared, *heads)}
-    if unexpected := [name for name in rest if name not in known]:
-        raise UserError(
-            f"{folder}: {len(unexpected)} tensors do not belong to this model: "
-            + ", ".join(unexpected[:3])
-            + (", ..." if len(unexpected) > 3 else "")
-        )
-    if towers:
-        kinds = sorted({t for t in TOWERS for s in towers if t in s.name})
-        names = ", ".join(kind.rstrip(".") for kind in kinds)
-        log.warning("%s: text only, skipped %s: %s", folder, names, _amount(towers))
-    if shared:
-        log.info("%s: ignored unused K/V of layers that share: %s", folder, _amount(shared))
-    for head in heads:
-        if not _same_bytes(head, table):
-            log.warning(
-                "%s: %s differs from the embedding table and is ignored; Gemma 4 ties the two",
-                folder,
-                head.name,
-            )
-
-
-def _amount(tensors: list[StoredTensor]) -> str:
-    return f"{len(tensors)} tensors, {sum(s.nbytes for s in tensors) / 1e6:.1f} MB"
-
-
-def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    with a.file.open("rb") as left, b.file.open("rb") as right:
-        left.seek(a.offset)
-        right.seek(b.offset)
-        for start in range(0, a.nbytes, BLOCK_BYTES):
-            size = min(BLOCK_BYTES, a.nbytes - start)
-            if left.read(size) != right.read(size):
-                return False
-    return True
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -226,7 +139,7 @@ def _blocks(
     """Cut the rows of a part into blocks of about BLOCK_BYTES."""
     stack, rows, columns = tensor.matrices
     first, stop = part.rows or (0, rows)
-    here = leaf if part.index is None else leaf[part.index : part.index + 1]  # a view, always
+    here = leaf[part.spans]
     swapped = part.transposed
     here = (
         here.reshape(stack, columns, stop - first) if swapped else here.reshape(stack, -1, columns)

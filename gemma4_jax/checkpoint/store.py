@@ -13,7 +13,7 @@ import numpy as np
 from gemma4_jax.build import Model
 from gemma4_jax.checkpoint.description import CONFIG, write_description
 from gemma4_jax.checkpoint.folders import replacing
-from gemma4_jax.checkpoint.host import all_finite, host_rows
+from gemma4_jax.checkpoint.host import all_finite, host_block
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params
@@ -66,7 +66,7 @@ def read_params(folder: Path, config: ModelConfig, dtype: Any) -> dict[str, Any]
         first_line = str(error).strip().partition("\n")[0][:200]
         raise UserError(f"{where} cannot be restored, it is damaged: {first_line}") from None
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        blocks = (host_rows(leaf, slice(i, i + 1)) for i in range(leaf.shape[0]))
+        blocks = (host_block(leaf, slice(i, i + 1)) for i in range(leaf.shape[0]))
         if not all(map(all_finite, blocks)):
             raise UserError(f"{where}: {_name(path)} holds NaN or Inf; the checkpoint is broken")
     return params

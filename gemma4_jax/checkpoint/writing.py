@@ -20,7 +20,7 @@ import numpy as np
 from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.checkpoint.description import write_description, write_json
 from gemma4_jax.checkpoint.folders import replacing
-from gemma4_jax.checkpoint.host import host_rows
+from gemma4_jax.checkpoint.host import host_block
 from gemma4_jax.checkpoint.huggingface import Part, TextTensor, prefix, text_tensors
 from gemma4_jax.checkpoint.safetensors import (
     INDEX_NAME,
@@ -141,12 +141,10 @@ class _Job:
 
     def _reader(self, stack: int, height: int, columns: int) -> Callable[[int, slice], np.ndarray]:
         """What returns rows of one matrix of the stack, oriented as the file wants them."""
-        index = self.part.index
-        if index is None and not self.part.transposed and self.leaf.ndim > 1:
+        if not self.part.index and not self.part.transposed and self.leaf.ndim > 1:
             # The big tables: never fetched whole.
-            return lambda number, rows: host_rows(self.leaf, rows).reshape(-1, columns)
-        layer = slice(index, index + 1) if index is not None else slice(0, self.leaf.shape[0])
-        values = host_rows(self.leaf, layer)
+            return lambda number, rows: host_block(self.leaf, rows).reshape(-1, columns)
+        values = host_block(self.leaf, *self.part.spans)
         if not self.part.transposed:
             plain = values.reshape(stack, height, columns)
             return lambda number, rows: plain[number, rows]

@@ -11,6 +11,7 @@ Letters: B batch, T queries, S keys, N query heads, K key/value heads, G = N // 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +167,7 @@ def window_attention(
     return out.reshape(batch, tokens + extra, -1, head_dim)[:, :tokens].astype(q.dtype)
 
 
-def _pad_tokens(tree: Array | TokenFacts, extra: int) -> Array | TokenFacts:
+def _pad_tokens(tree: Any, extra: int) -> Any:
     """Append `extra` zero tokens on axis 1 of every leaf."""
     return jax.tree.map(
         lambda leaf: jnp.pad(leaf, ((0, 0), (0, extra)) + ((0, 0),) * (leaf.ndim - 2)), tree

@@ -1,4 +1,4 @@
-"""One layer, and the pattern of layers that a segment repeats (spec 4.2, 4.3).
+"""One layer, and the pattern of runs of layers that a segment repeats (spec 4.2, 4.3).
 
 The same modules run training, prefill and decoding: without a cache a layer attends to its own tokens;
 with one, to what the cache holds and to the new tokens. K/V that later layers borrow are returned as
@@ -10,7 +10,7 @@ Letters: B batch, T new tokens, D d_model, N query heads, K key/value heads, H h
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,17 @@ from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.attention import KeyValues, attend, rotated_slice
 from gemma4_jax.model.layers import MLP, RMSNorm, fan_in, gelu, param, rms_normalize
+from gemma4_jax.model.layout import Run, Segment
 from gemma4_jax.model.moe import GroupedMatmul, MoE
 from gemma4_jax.model.rope import Rotation, rotate, rotation
 from gemma4_jax.model.visibility import TokenFacts
 
 Lent = dict[str, KeyValues]  # K/V of the lending layers, by layer kind
+
+# What the backward pass recomputes: nothing; everything but each layer's input; or everything but the
+# results of matrix products with parameters.
+Remat = Literal["none", "full", "dots"]
+REMAT_POLICIES: tuple[Remat, ...] = ("none", "full", "dots")
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +60,7 @@ class Attention(nn.Module):
         x: Float[Array, "B T D"],
         context: Context,
         entry: caching.Entry,
-        repeat: Array | int,
+        index: caching.Index,
         lent: Lent,
     ) -> tuple[Float[Array, "B T D"], caching.Entry, KeyValues]:
         """Returns the output, the updated cache entry, and the K/V attended to."""
@@ -77,7 +83,7 @@ class Attention(nn.Module):
                 kv = KeyValues(value, context.facts, key)
             else:
                 key_scale = k_norm.variables["params"]["scale"]
-                entry, kv = self._remember(key, value, key_scale, context, entry, repeat)
+                entry, kv = self._remember(key, value, key_scale, context, entry, index)
         else:
             kv = lent[layer.kind]
         window = self.config.window if layer.kind == SLIDING else None
@@ -108,19 +114,19 @@ class Attention(nn.Module):
         key_scale: Array,
         context: Context,
         entry: dict[str, Array],
-        repeat: Array | int,
+        index: caching.Index,
     ) -> tuple[caching.Entry, KeyValues]:
         """Write the new K/V; return the entry and what the new tokens attend to."""
         assert context.length is not None and context.count is not None
         ring, new = self.layer.kind == SLIDING, value.shape[1]
-        size = entry["value"].shape[2]
+        size = caching.size(entry)
         fresh = {"key": key, "value": value}
         if "rotated" in entry:
             by = context.rotations[self.layer.kind]
             fresh["rotated"] = rotated_slice(value, key_scale, by)
-        before = caching.read(entry, repeat) if ring and new > 1 else None
+        before = caching.read(entry, index) if ring and new > 1 else None
         at = caching.write_slots(context.length, context.count, new, size, ring)
-        entry = caching.write(entry, fresh, repeat, at)
+        written = caching.write(entry, fresh, index, at)
         if before is not None:
             # A chunk overwrites ring slots that its own first tokens still see: attend to the ring as it
             # was, followed by the chunk.
@@ -129,17 +135,17 @@ class Attention(nn.Module):
             joined = {
                 n: jnp.concatenate([before[n], fresh[n].astype(before[n].dtype)], 1) for n in before
             }
-            return entry, KeyValues(joined["value"], facts, joined["key"])
-        return entry, cached_keys(
-            self.layer, entry, repeat, key_scale, context.length + context.count
+            return written, KeyValues(joined["value"], facts, joined["key"])
+        return written, cached_keys(
+            self.layer, written, index, key_scale, context.length + context.count
         )
 
 
 def cached_keys(
-    layer: LayerConfig, entry: caching.Entry, repeat: Array | int, key_scale: Array, length: Array
+    layer: LayerConfig, entry: caching.Entry, index: caching.Index, key_scale: Array, length: Array
 ) -> KeyValues:
     """K/V as the cache holds them after `length` tokens, K rebuilt or implied where only V is kept."""
-    held = caching.read(entry, repeat)
+    held = caching.read(entry, index)
     size = held["value"].shape[1]
     facts = TokenFacts(caching.held_positions(length, size, layer.kind == SLIDING))
     if "key" in held:
@@ -160,6 +166,12 @@ def _join(old: TokenFacts, new: TokenFacts) -> TokenFacts:
     return TokenFacts(index, block=jnp.concatenate([outside, new.block], axis=1))
 
 
+# Stream, the cache entry of this layer's slot, and K/V being lent. Each owning layer overwrites its kind's
+# loan, so that after a segment it is the last owner's. A carry that is only overwritten costs the backward
+# pass no memory.
+Carry = tuple[Array, caching.Entry, Lent]
+
+
 class Block(nn.Module):
     """One layer: attention, MLP (and experts beside it), per-layer input, layer scalar."""
 
@@ -171,17 +183,18 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        per_layer_input: Float[Array, "B T P"] | None,
+        carry: Carry,
         context: Context,
-        entry: caching.Entry,
-        repeat: Array | int,
         lent: Lent,
-    ) -> tuple[Float[Array, "B T D"], caching.Entry, KeyValues]:
-        """Returns the stream after this layer, the updated cache entry, and the K/V attended to."""
+        repeat: Array | int,
+        per_layer_input: Float[Array, "B T P"] | None,
+        place: Array | int,
+    ) -> tuple[Carry, None]:
+        """lent: K/V of earlier segments. repeat, place: where this layer's buffers are in its entry."""
+        x, entry, lending = carry
         attention = Attention(self.config, self.layer, self.dtype, name="attention")
         branch, entry, kv = attention(
-            self._norm("pre_attention_norm", x), context, entry, repeat, lent
+            self._norm("pre_attention_norm", x), context, entry, (repeat, place), lent
         )
         x = x + self._post_norm("post_attention_norm", branch)
 
@@ -194,14 +207,15 @@ class Block(nn.Module):
         x = x + self._post_norm("post_ffw_norm", branch)
 
         if per_layer_input is not None:
-            x = x + PerLayerInput(self.config, self.dtype, name="per_layer_input")(
-                x, per_layer_input
-            )
+            mix = PerLayerInput(self.config, self.dtype, name="per_layer_input")
+            x = x + mix(x, per_layer_input)
         # Hugging Face keeps the scalar as a buffer: it scales the whole stream and is never trained.
         scalar = jax.lax.stop_gradient(param(self, "layer_scalar", (), (), nn.initializers.ones))
         x = x * scalar.astype(self.dtype)
         self.sow("intermediates", "layer_out", x)
-        return x, entry, kv
+        if self.layer.kind in lending:
+            lending = {**lending, self.layer.kind: kv}
+        return (x, entry, lending), None
 
     def _norm(self, name: str, x: Array) -> Array:
         return RMSNorm(self.config.norm_eps, name=name)(x)
@@ -232,12 +246,12 @@ class PerLayerInput(nn.Module):
 
 
 class PatternBlock(nn.Module):
-    """The layers of one repeat of a segment; the body that a segment's scan compiles once."""
+    """The runs of one repeat of a segment; the body of a segment's scan."""
 
     config: ModelConfig
-    pattern: tuple[LayerConfig, ...]
-    repeats: int
+    segment: Segment
     dtype: Any
+    remat: Remat
     grouped_matmul: GroupedMatmul
 
     @nn.compact
@@ -249,23 +263,47 @@ class PatternBlock(nn.Module):
         per_layer_inputs: Float[Array, "p B T P"] | None,
         repeat: Array,
     ) -> tuple[tuple[Array, tuple[caching.Entry, ...], Lent], None]:
-        """carry: stream, this segment's cache entries, and K/V being lent (`blank_lending`). Each owning
-        layer overwrites its kind's loan, so that after the last repeat it is the last owner's; a carry
-        that is only overwritten costs the backward pass nothing. lent: K/V of earlier segments."""
+        """carry: as a Block's, with the entries of all slots."""
         x, entries, lending = carry
-        index = (
-            0 if self.repeats == 1 else repeat
-        )  # a static 0 spares single layers a dynamic slice
+        # Static zeros spare what happens once a dynamic slice.
+        repeat_index = 0 if self.segment.repeats == 1 else repeat
         updated: list[caching.Entry] = []
-        lending = dict(lending)
-        for slot, layer in enumerate(self.pattern):
-            block = Block(self.config, layer, self.dtype, self.grouped_matmul, name=f"slot_{slot}")
-            u = None if per_layer_inputs is None else per_layer_inputs[slot]
-            x, entry, kv = block(x, u, context, entries[slot], index, lent)
+        before = 0
+        for slot, run in enumerate(self.segment.pattern):
+            inputs = None
+            if per_layer_inputs is not None:
+                inputs = per_layer_inputs[before : before + run.length]
+            before += run.length
+            layers = self._scanned(run, one_token=x.shape[1] == 1)(
+                self.config, run.layer, self.dtype, self.grouped_matmul, name=f"slot_{slot}"
+            )
+            places = jnp.arange(run.length)
+            (x, entry, lending), _ = layers(
+                (x, entries[slot], lending), context, lent, repeat_index, inputs, places
+            )
             updated.append(entry)
-            if layer.kind in lending:
-                lending[layer.kind] = kv
         return (x, tuple(updated), lending), None
+
+    def _scanned(self, run: Run, one_token: bool) -> Any:
+        """Block, rematerialised as asked, scanned over the layers of a run."""
+        target: Any = Block
+        if self.remat != "none":
+            policy = None
+            if self.remat == "dots":
+                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            # Inside a loop nothing can be merged with the forward pass anyway.
+            once = self.segment.repeats * run.length == 1
+            target = nn.remat(target, policy=policy, prevent_cse=once)
+        return nn.scan(
+            target,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            length=run.length,
+            # Decoding reads every weight once a token: a loop in a loop would copy each of them twice.
+            unroll=run.length if one_token else 1,
+            metadata_params={nn.PARTITION_NAME: "run"},
+        )
 
 
 def blank_lending(
@@ -278,7 +316,7 @@ def blank_lending(
         shape = (batch, new, heads, head_dim)
         return KeyValues(jnp.zeros(shape, dtype), context.facts, jnp.zeros(shape, dtype))
     ring_chunk = layer.kind == SLIDING and new > 1
-    size = entry["value"].shape[2] + (new if ring_chunk else 0)
+    size = caching.size(entry) + (new if ring_chunk else 0)
     buffers = {
         name: jnp.zeros((batch, size, heads, buffer.shape[-1]), buffer.dtype)
         for name, buffer in entry.items()

@@ -1,11 +1,12 @@
 """What decoding remembers (spec 7): rings for sliding layers, V alone for k_eq_v, nothing for shared layers.
 
 A cache is a pytree of preallocated buffers, one entry per layer slot that owns K/V, stacked like the
-parameters: [n, B, S, K, H] for a segment of n repeats. It rides in the carry of the layer scan and is
-written in place. A sliding layer keeps the last W positions (position p lives in slot p mod W); a full
-layer keeps `capacity` positions. Which positions a buffer holds follows from `length` alone.
+parameters: [n, m, B, S, K, H] for a run of m layers in a segment of n repeats. It rides in the carry of
+the layer scans and is written in place. A sliding layer keeps the last W positions (position p lives in
+slot p mod W); a full layer keeps `capacity` positions. Which positions a buffer holds follows from
+`length` alone.
 
-Letters: B batch, C new tokens, S slots, K key/value heads, H head dim, W window, n repeats.
+Letters: B batch, C new tokens, S slots, K key/value heads, H head dim, W window, n repeats, m run length.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from jaxtyping import Array, Int
 
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.errors import UserError, unknown
-from gemma4_jax.model.layout import segments
+from gemma4_jax.model.layout import Run, segments
 from gemma4_jax.model.visibility import EMPTY
 
 # How k_eq_v full layers are remembered: "value": V alone, K's rotated slice rebuilt at every read (H numbers a
 # head); "value+rotated": V and that slice (H + 2n); "both": K and V (2H), what other stacks keep.
 Compression = Literal["value", "value+rotated", "both"]
 COMPRESSIONS: tuple[Compression, ...] = ("value", "value+rotated", "both")
+# Repeat and place in the run: which layer of a slot's stacked buffers.
+Index = tuple[Array | int, Array | int]
 # One layer slot's buffers by name ("key", "value", "rotated"), or None where the slot owns no K/V.
 Entry = dict[str, Array] | None
 
@@ -35,7 +38,7 @@ Entry = dict[str, Array] | None
 class Cache:
     """All buffers, and how many tokens of each row they have seen."""
 
-    entries: tuple[tuple[Entry, ...], ...]  # [segment][slot], leaves [n, B, S, K, ...]
+    entries: tuple[tuple[Entry, ...], ...]  # [segment][slot], leaves [n, m, B, S, K, ...]
     length: Array  # int32 [B]
 
     @property
@@ -65,18 +68,18 @@ def init_cache(
     if compression not in COMPRESSIONS:
         raise unknown("cache compression", compression, COMPRESSIONS)
 
-    def entry(layer: LayerConfig, repeats: int) -> Entry:
+    def entry(run: Run, repeats: int) -> Entry:
+        layer = run.layer
         if not layer.owns_kv:
             return None
+        held = (batch, slots(layer, config, capacity), layer.num_kv_heads)
         return {
-            name: jnp.zeros(
-                (repeats, batch, slots(layer, config, capacity), layer.num_kv_heads, width), dtype
-            )
+            name: jnp.zeros((repeats, run.length, *held, width), dtype)
             for name, width in entry_widths(layer, compression).items()
         }
 
     entries = tuple(
-        tuple(entry(layer, segment.repeats) for layer in segment.pattern)
+        tuple(entry(run, segment.repeats) for run in segment.pattern)
         for segment in segments(config)
     )
     return Cache(entries, jnp.zeros((batch,), jnp.int32))
@@ -128,22 +131,27 @@ def write_slots(
     return jnp.where(keep, position, size)
 
 
-def write(entry: Entry, new: dict[str, Array], repeat: Array | int, at: Int[Array, "B C"]) -> Entry:
-    """Write [B, C, K, ...] leaves of one repeat into the stacked buffers, in place under jit."""
+def size(entry: dict[str, Array]) -> int:
+    """S of an entry's buffers."""
+    return entry["value"].shape[3]
+
+
+def write(entry: Entry, new: dict[str, Array], index: Index, at: Int[Array, "B C"]) -> Entry:
+    """Write [B, C, K, ...] leaves of one layer into the stacked buffers, in place under jit."""
     assert entry is not None
     rows = jnp.arange(at.shape[0])[:, None]
     return {
-        name: buffer.at[repeat, rows, at].set(
+        name: buffer.at[*index, rows, at].set(
             new[name].astype(buffer.dtype), mode="drop", unique_indices=True
         )
         for name, buffer in entry.items()
     }
 
 
-def read(entry: Entry, repeat: Array | int) -> dict[str, Array]:
-    """The buffers of one repeat, [B, S, K, ...]."""
+def read(entry: Entry, index: Index) -> dict[str, Array]:
+    """The buffers of one layer, [B, S, K, ...]."""
     assert entry is not None
     return {
-        name: jax.lax.dynamic_index_in_dim(buffer, repeat, keepdims=False)
+        name: jax.lax.dynamic_slice(buffer, (*index, 0, 0, 0, 0), (1, 1, *buffer.shape[2:]))[0, 0]
         for name, buffer in entry.items()
     }

@@ -39,7 +39,8 @@ def param(
 ) -> Array:
     """Declare a float32 parameter of `module` with one logical axis name per dimension."""
     boxed = nn.with_logical_partitioning(init, tuple(axes))
-    return module.param(name, boxed, tuple(shape), jnp.float32)
+    value: Any = module.param(name, boxed, tuple(shape), jnp.float32)
+    return value
 
 
 def rms_normalize(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:

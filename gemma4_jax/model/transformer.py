@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,18 +19,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import FULL, SLIDING, ModelConfig
-from gemma4_jax.model.block import Context, Lent, PatternBlock, blank_lending, cached_keys
+from gemma4_jax.model.block import (
+    Context,
+    Lent,
+    PatternBlock,
+    Remat,
+    blank_lending,
+    cached_keys,
+)
 from gemma4_jax.model.cache import Cache
 from gemma4_jax.model.layers import Embedder, PerLayerEmbedder, RMSNorm
 from gemma4_jax.model.layout import Segment, layer_address, segments
 from gemma4_jax.model.moe import GroupedMatmul
 from gemma4_jax.model.rope import rotation
 from gemma4_jax.model.visibility import EMPTY, TokenFacts, media_blocks
-
-# What the backward pass recomputes: nothing; everything but each pattern block's input; or everything but
-# the results of matrix products with parameters.
-Remat = Literal["none", "full", "dots"]
-REMAT_POLICIES: tuple[Remat, ...] = ("none", "full", "dots")
 
 
 @jax.tree_util.register_dataclass
@@ -68,11 +70,11 @@ class Transformer(nn.Module):
         if self.config.per_layer_input_width:
             self.per_layer_embed = PerLayerEmbedder(self.config, self.dtype)
         self.stacks = tuple(
-            self._scanned(segment)(
+            _scanned(segment)(
                 self.config,
-                segment.pattern,
-                segment.repeats,
+                segment,
                 self.dtype,
+                self.remat,
                 self.grouped_matmul,
                 name=f"segment_{number}",
             )
@@ -206,25 +208,23 @@ class Transformer(nn.Module):
         ):
             if not start <= segment.start < stop:
                 continue
-            pattern = len(segment.pattern)
             inputs = None
             if per_layer is not None:
-                inputs = per_layer[segment.start : segment.start + segment.num_layers]
-                inputs = inputs.reshape(segment.repeats, pattern, *inputs.shape[1:])
-            mine = (None,) * pattern if cache is None else cache.entries[number]
-            repeat = jnp.arange(segment.repeats)
-            layers = self.config.layers[segment.start : segment.start + segment.num_layers]
+                inputs = per_layer[segment.start : segment.stop]
+                inputs = inputs.reshape(segment.repeats, segment.period, *inputs.shape[1:])
+            mine = (None,) * len(segment.pattern) if cache is None else cache.entries[number]
             lending = {
                 layer.kind: blank_lending(
                     layer,
-                    mine[(layer.index - segment.start) % pattern],
+                    mine[layer_address(self.config, layer.index).slot],
                     context,
                     x.shape[1],
                     x.dtype,
                 )
-                for layer in layers
+                for layer in self.config.layers[segment.start : segment.stop]
                 if layer.lends_kv
             }
+            repeat = jnp.arange(segment.repeats)
             (x, mine, lending), _ = stack((x, mine, lending), context, lent, inputs, repeat)
             if cache is not None:
                 entries[number] = mine
@@ -243,23 +243,17 @@ class Transformer(nn.Module):
                 lent[layer.kind] = cached_keys(layer, entry, at.index, key_scale, cache.length)
         return lent
 
-    def _scanned(self, segment: Segment) -> Any:
-        """PatternBlock, rematerialised as asked, scanned over the repeats of a segment."""
-        target: Any = PatternBlock
-        if self.remat != "none":
-            policy = None
-            if self.remat == "dots":
-                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            # Inside a loop of several steps nothing can be merged with the forward pass anyway.
-            target = nn.remat(target, policy=policy, prevent_cse=segment.repeats == 1)
-        return nn.scan(
-            target,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, 0),
-            length=segment.repeats,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
+
+def _scanned(segment: Segment) -> Any:
+    """PatternBlock scanned over the repeats of a segment."""
+    return nn.scan(
+        PatternBlock,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, nn.broadcast, 0, 0),
+        length=segment.repeats,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:

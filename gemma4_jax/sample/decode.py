@@ -32,7 +32,9 @@ class PrefillState:
     """Prompts on their way into the cache."""
 
     cache: Cache
-    stream: Array  # [B, 1, D]: residual stream of each row's last token so far, after the owning layers
+    stream: (
+        Array  # [B, 1, D]: residual stream of each row's last token so far, after the owning layers
+    )
     token: Array  # int32 [B, 1]: that token
 
 
@@ -75,7 +77,7 @@ def prefill_chunk(
     count: Int[Array, " B"],
 ) -> PrefillState:
     """Append the first count[b] of each row's tokens, through the layers that own K/V alone."""
-    x, cache = module.apply({"params": params}, tokens, count, state.cache, method="prefill")
+    x, cache = _apply(module, params, "prefill", tokens, count, state.cache)
     last = jnp.maximum(count - 1, 0)[:, None]
     more = count[:, None] > 0
     stream = jnp.take_along_axis(x, last[..., None], axis=1)
@@ -101,10 +103,9 @@ def finish_prefill(
     limit: tokens to choose per row; rows of limit 0 (padding of the batch) are done at once. stop_ids:
     ids that end a row; entries of -1 match nothing. blocked: ids never to be chosen.
     """
-    variables = {"params": params}
-    hidden = module.apply(variables, state.stream, state.token, state.cache, method="borrow")
+    hidden = _apply(module, params, "borrow", state.stream, state.token, state.cache)
     step = jnp.zeros_like(limit)
-    token, logprob = _choose(module, variables, hidden, settings, step, blocked, filters)
+    token, logprob = _choose(module, params, hidden, settings, step, blocked, filters)
     count = (limit > 0).astype(jnp.int32)
     done = (limit <= 1) | _is_stop(token, stop_ids)
     next_state = DecodeState(state.cache, token, done, count, limit, settings)
@@ -128,7 +129,6 @@ def decode(
     early once every row is done.
     """
     batch = state.token.shape[0]
-    variables = {"params": params}
     start = dataclasses.replace(state, done=state.done | ~keep)
     tokens = jnp.zeros((room, batch), jnp.int32)
     logprobs = jnp.zeros((room, batch), jnp.float32)
@@ -141,11 +141,9 @@ def decode(
     ) -> tuple[Array, DecodeState, Array, Array]:
         i, now, tokens, logprobs = carry
         alive = (~now.done).astype(jnp.int32)
-        hidden, cache = module.apply(
-            variables, now.token[:, None], alive, now.cache, method="extend"
-        )
+        hidden, cache = _apply(module, params, "extend", now.token[:, None], alive, now.cache)
         token, logprob = _choose(
-            module, variables, hidden, now.settings, now.generated, blocked, filters
+            module, params, hidden, now.settings, now.generated, blocked, filters
         )
         generated = now.generated + alive
         done = now.done | (generated >= now.limit) | _is_stop(token, stop_ids)
@@ -161,15 +159,19 @@ def decode(
 
 def _choose(
     module: Transformer,
-    variables: dict[str, Params],
+    params: Params,
     hidden: Float[Array, "B 1 D"],
     settings: Settings,
     step: Array,
     blocked: Array,
     filters: Filters,
 ) -> tuple[Array, Array]:
-    logits = module.apply(variables, hidden, method="logits")
+    logits = _apply(module, params, "logits", hidden)
     return sample(logits[:, 0], settings, step, filters, blocked)
+
+
+def _apply(module: Transformer, params: Params, method: str, *args: Any) -> Any:
+    return module.apply({"params": params}, *args, method=method)
 
 
 def _is_stop(token: Array, stop_ids: Array) -> Array:

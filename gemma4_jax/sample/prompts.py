@@ -1,4 +1,4 @@
-"""What a person may give as a prompt, as token ids: text, messages or ids; checked here, before anything runs."""
+"""Prompts as a person gives them (text, messages or ids) to token ids, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from gemma4_jax.build import Model
 from gemma4_jax.errors import UserError
+from gemma4_jax.sample.requests import Options
 from gemma4_jax.text.chat import encode_prompt
 from gemma4_jax.text.template import ChatTemplate
 from gemma4_jax.text.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def encode(model: Model, prompt: Prompt, *, checkpoint_template: bool, enable_thinking: bool) -> list[int]:
+def encode(model: Model, prompt: Prompt, options: Options) -> list[int]:
     """Token ids of one prompt.
 
     Text is raw: control tokens in it count, and `<bos>` is put before it if missing. Messages go through
@@ -48,7 +49,7 @@ def encode(model: Model, prompt: Prompt, *, checkpoint_template: bool, enable_th
             f"a prompt must be a string, messages or token ids, and not empty; got {prompt!r}"
         )
     elif all(isinstance(item, Mapping) for item in prompt):
-        ids = _encode_messages(model, prompt, checkpoint_template, enable_thinking)
+        ids = _encode_messages(model, prompt, options)
     elif all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in prompt):
         ids = [int(item) for item in prompt]  # type: ignore[arg-type]
     else:
@@ -78,17 +79,13 @@ def _with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids if ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
 
 
-def _encode_messages(
-    model: Model, messages: Any, checkpoint_template: bool, enable_thinking: bool
-) -> list[int]:
-    tokenizer = _tokenizer(model)
-    if not checkpoint_template:
-        return encode_prompt(
-            tokenizer, messages, enable_thinking=enable_thinking, family=model.config.family
-        )
+def _encode_messages(model: Model, messages: Any, options: Options) -> list[int]:
+    tokenizer, thinking = _tokenizer(model), options.enable_thinking
+    if not options.use_checkpoint_template:
+        family = model.config.family
+        return encode_prompt(tokenizer, messages, options.tools, thinking, family)
     if model.chat_template is None:
-        raise UserError(
-            "the checkpoint ships no chat template; leave use_checkpoint_template off"
-        )
+        raise UserError("the checkpoint ships no chat template; leave use_checkpoint_template off")
     template = ChatTemplate.from_source(model.chat_template)
-    return _with_bos(tokenizer, template.render(messages, enable_thinking=enable_thinking))
+    text = template.render(messages, options.tools, enable_thinking=thinking)
+    return _with_bos(tokenizer, text)

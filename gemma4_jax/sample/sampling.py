@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, min-p, seeds; every setting an array with one entry per row.
+"""From logits to a token: temperature, top-k, top-p, min-p, seeds; each an array with one entry per row.
 
 Values are arguments, so changing them compiles nothing. Static is only which filters are in use at all
 (`Filters`) and how many candidates are looked at: where every sampled row bounds top-k, a partial sort
@@ -88,7 +88,7 @@ def row_keys(seeds: Sequence[int], rows: Sequence[int]) -> Key[Array, " B"]:
 
     low = np.array([s % 2**32 for s in seeds], np.uint32)
     high = np.array([s // 2**32 % 2**32 for s in seeds], np.uint32)
-    return jax.vmap(one)(low, high, np.asarray(rows, np.uint32))
+    return jax.vmap(one)(jnp.array(low), jnp.array(high), jnp.array(rows, jnp.uint32))
 
 
 def sample(
@@ -130,9 +130,7 @@ def _draw(allowed: Array, settings: Settings, step: Array, filters: Filters) -> 
     return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0]
 
 
-def keep(
-    scores: Float[Array, "B C"], settings: Settings, filters: Filters
-) -> Bool[Array, "B C"]:
+def keep(scores: Float[Array, "B C"], settings: Settings, filters: Filters) -> Bool[Array, "B C"]:
     """Which tokens the filters leave; scores: logits over temperature, of all tokens or of the highest."""
     if filters.top_k:
         wanted = jnp.where(settings.top_k > 0, settings.top_k, scores.shape[-1]).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Hugging Face folders for tests, written by hand: one byte at a time nothing of ours is involved."""
+"""Hugging Face folders for tests, from the format's description: nothing of ours is involved."""
 
 import json
 import struct

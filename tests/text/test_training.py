@@ -91,6 +91,21 @@ EXPECTED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
         f"<bos>{OPEN}{EMPTY}[[Hello!Hello!<turn|>]]\n",
     ),
     (
+        "a thought inside the turn, thinking off: shown as a prompt shows it, but not learnt",
+        [USER, {**CALL, "reasoning": "need"}, RESULT, ANSWER],
+        {"enable_thinking": False},
+        f"<bos>{OPEN}<|channel>thought\nneed\n<channel|>[[{CALL_TEXT}<|tool_response>]]"
+        f"{RESULT_TEXT}[[Hello!<turn|>]]\n",
+    ),
+    (
+        "thoughts between calls: the prompt opens them, the model writes the rest",
+        [USER, CALL, RESULT, {**CALL, "reasoning": "again"}, RESULT, ANSWER],
+        {},
+        f"{THINK}{OPEN}[[{CALL_TEXT}<|tool_response>]]{RESULT_TEXT}<|channel>thought\n"
+        f"[[again\n<channel|>{CALL_TEXT}<|tool_response>]]{RESULT_TEXT}<|channel>thought\n"
+        "[[<channel|>Hello!<turn|>]]\n",
+    ),
+    (
         "two tools, two answers",
         [USER, {**CALL, "tool_calls": CALL["tool_calls"] * 2}, RESULT, RESULT, ANSWER],
         {"family": "small"},
@@ -161,13 +176,18 @@ def test_the_last_turn_continues_what_inference_feeds(
 
 
 def test_small_family_text_is_the_rendered_conversation(builtin: Tokenizer) -> None:
+    """Where a prompt ends as history does, the text of an example is the template's own."""
+    compared = 0
     for _, messages, options, _ in EXPECTED:
-        if options or messages[-1]["role"] != "assistant" or "reasoning" in messages[-1]:
+        text = builtin.decode(chat.encode_training(builtin, messages, family="small").tokens)
+        thinking = "<|think|>" in text
+        opened_by_prompt = thinking and messages[-2]["role"] == "tool"
+        if options or messages[-1]["role"] != "assistant" or opened_by_prompt:
             continue
-        example = chat.encode_training(builtin, messages, family="small")
-        thinking = "<|think|>" in builtin.decode(example.tokens)
         whole = chat.render(messages, None, thinking, "small", add_generation_prompt=False)
-        assert builtin.decode(example.tokens) == whole
+        assert text == whole
+        compared += 1
+    assert compared >= 7
 
 
 @pytest.mark.parametrize(

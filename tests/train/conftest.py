@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from gemma4_jax import checkpoint
+from gemma4_jax.build import Model
 from gemma4_jax.text.tokenizer import Tokenizer
 from gemma4_jax.text.train_tokenizer import train_tokenizer
+
+from .helpers import tiny
 
 WORDS = "one two three four five six seven eight nine ten plus minus makes what is the sum of and"
 
@@ -17,7 +21,8 @@ WORDS = "one two three four five six seven eight nine ten plus minus makes what 
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vocabulary of 384 pieces made like Gemma 4's, with its control tokens."""
     words = WORDS.split()
-    text = [f"{words[i % 23]} {words[i * 7 % 23]} {words[i * 11 % 23]}" for i in range(400)]
+    count = len(words)
+    text = [" ".join(words[i * k % count] for k in (1, 7, 11)) for i in range(400)]
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     train_tokenizer(text, 384, file)
     return file
@@ -84,3 +89,14 @@ def rows_file(tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a model of two layers for the small vocabulary."""
+    config, module, params = tiny("tiny-dense", vocab_size=384)
+    folder = tmp_path_factory.mktemp("model") / "start"
+    checkpoint.save_huggingface(
+        Model(config, params, module, Tokenizer.load(tokenizer_file)), folder
+    )
+    return folder

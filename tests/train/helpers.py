@@ -1,6 +1,7 @@
 """Small models and batches for tests of the step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from gemma4_jax.build import transformer
 from gemma4_jax.config import ModelConfig
-from gemma4_jax.model.transformer import init_params
+from gemma4_jax.model.transformer import abstract_params
 from gemma4_jax.presets import preset
 from train.data.sequences import Sequence, fill
 from train.losses import Batch, Params
@@ -17,22 +18,36 @@ from train.losses import Batch, Params
 TINY = ("tiny-dense", "tiny-ple", "tiny-moe")
 
 
-def tiny(name: str, remat: Any = "none") -> tuple[ModelConfig, Any, Params]:
+@functools.cache
+def tiny(name: str, vocab_size: int = 512) -> tuple[ModelConfig, Any, Params]:
     """Configuration, module and parameters (norm scales and layer scalars away from 1).
 
     As few layers as have all the kinds there are, for compile time.
     """
     layers = ("sliding", "full", "sliding", "full") if name == "tiny-ple" else ("sliding", "full")
     shared = 2 if name == "tiny-ple" else 0
-    config = dataclasses.replace(preset(name), layer_types=layers, num_kv_shared_layers=shared)
-    params = init_params(config, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [
-        leaf * (1 + 0.2 * jax.random.normal(key, leaf.shape))
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return config, transformer(config, "float32", remat), jax.tree.unflatten(tree, noisy)
+    config = dataclasses.replace(
+        preset(name),
+        layer_types=layers,
+        num_kv_shared_layers=shared,
+        vocab_size=vocab_size,
+        per_layer_vocab_size=vocab_size if shared else 0,
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        values = rng.normal(size=leaf.shape)
+        if path[-1].key.endswith("scale") or path[-1].key == "layer_scalar":
+            values = 1 + 0.2 * values
+            # Attention is not scaled by 1/sqrt(H): queries of norm sqrt(H) would saturate it, and
+            # rounding would grow a hundredfold on its way back.
+            values = values * (0.2 if path[-2].key == "q_norm" else 1.0)
+        else:
+            values = values / np.sqrt(config.d_model)
+        return jnp.asarray(values, jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, abstract_params(config))
+    return config, transformer(config), params
 
 
 def random_sequence(

@@ -39,16 +39,12 @@ class Case:
         lengths = raw["attention_mask"].sum(1)
         rows = [
             Sequence(ids[:n].astype(np.int32), mask[:n].astype(bool))
-            for ids, mask, n in zip(
-                raw["input_ids"], raw["completion_mask"], lengths, strict=True
-            )
+            for ids, mask, n in zip(raw["input_ids"], raw["completion_mask"], lengths, strict=True)
         ]
         # TRL stacks all chosen rows above all rejected ones.
         half = len(rows) // 2
         flat = stack([fill([row], 65) for row in rows])
-        self.batch = {
-            name: jnp.stack([x[:half], x[half:]], axis=1) for name, x in flat.items()
-        }
+        self.batch = {name: jnp.stack([x[:half], x[half:]], axis=1) for name, x in flat.items()}
 
     def logprobs(self, model):
         return sequence_logprobs(model.module, model.config, model.params, self.batch)

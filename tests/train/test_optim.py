@@ -22,7 +22,9 @@ def test_warmup_climbs_from_the_first_update_on():
     np.testing.assert_allclose(climb, [*np.arange(1, 11) / 10, 1.0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1)])
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1)]
+)
 def test_fall(schedule, middle):
     fall = rates(schedule=schedule, warmup_fraction=0, final_lr_fraction=0.1)
     assert fall[0] == pytest.approx(1.0)
@@ -49,9 +51,7 @@ def test_only_projection_matrices_decay(name):
 
 
 def test_decay_is_decoupled_from_the_gradient():
-    config = OptimConfig(
-        peak_lr=0.1, schedule="constant", warmup_fraction=0, weight_decay=0.5
-    )
+    config = OptimConfig(peak_lr=0.1, schedule="constant", warmup_fraction=0, weight_decay=0.5)
     optimizer = make_optimizer(config, 10)
     params = {"q_proj": jnp.full(3, 2.0), "scale": jnp.full(3, 2.0)}
     grads = jax.tree.map(jnp.zeros_like, params)

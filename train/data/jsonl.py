@@ -33,7 +33,7 @@ def find_files(path: str | Path) -> list[Path]:
 
 
 class JsonlSource:
-    """`source[i]` is the i-th row (a dict) of some files taken one after the other; blank lines do not count."""
+    """`source[i]` is the i-th row, a dict, of files taken one after the other without blank lines."""
 
     def __init__(self, files: Sequence[Path]):
         """Index `files`; UserError if one cannot be read or none of them has a row."""

@@ -1,0 +1,180 @@
+"""What `generate` and `chat` share: the flags of sampling, and one answer from a prompt.
+
+Not here: where an answer is shown (display.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gemma4_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from gemma4_jax.build import Model
+    from gemma4_jax.sample.prompts import Prompt
+    from gemma4_jax.sample.sampler import Sampler
+
+# Used when no limit is given; what is left of the model's positions may be less.
+_MAX_NEW_TOKENS = 1024
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, *, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    """The flags of sampling, with these defaults."""
+    off = "off"
+    parser.add_argument("--think", action="store_true", help="let the model think first")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"most tokens of an answer (default: {_MAX_NEW_TOKENS}, or what the context has left)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=temperature,
+        metavar="T",
+        help=f"0 always takes the likeliest token (default: {temperature:g})",
+    )
+    for name, kind, default, about in (
+        ("--top-k", int, top_k, "draw from the K likeliest tokens"),
+        ("--top-p", float, top_p, "draw from the likeliest tokens that share probability P"),
+        ("--min-p", float, None, "drop tokens less than P times as likely as the likeliest"),
+    ):
+        parser.add_argument(
+            name,
+            type=kind,
+            default=default,
+            metavar=name[-1].upper(),
+            help=f"{about} (default: {off if default is None else default})",
+        )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end an answer before TEXT; repeatable",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        metavar="NAME",
+        help="float32, bfloat16 or float16: parameters and computation (default: float32)",
+    )
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags ask of the sampler; the number of new tokens is left to `answer`."""
+    names = ("temperature", "top_k", "top_p", "min_p", "seed", "stop")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def is_chat_model(model: Model) -> bool:
+    """Whether the model's vocabulary can open and close a turn."""
+    from gemma4_jax.text import control
+
+    tokens = () if model.tokenizer is None else model.tokenizer.control_tokens
+    return control.TURN in tokens and control.TURN_END in tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of a prompt.
+
+    text: control tokens spelt out. tokens, finish_reason: empty and "interrupted" after Ctrl-C. Of the
+    times, in seconds, `first` ends with the first text (loading excluded, compiling included).
+    """
+
+    text: str
+    prompt_text: str
+    prompt_tokens: int
+    tokens: list[int]
+    new_tokens: int
+    finish_reason: str
+    first: float
+    rest: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed after the first token; None for fewer than two."""
+        return (self.new_tokens - 1) / self.rest if self.new_tokens > 1 and self.rest > 0 else None
+
+    def summary(self) -> str:
+        """One line: how long and how fast."""
+        speed = self.tokens_per_second
+        return (
+            f"{self.new_tokens} tokens"
+            + ("" if speed is None else f", {speed:.1f} tokens/s")
+            + f" ({self.finish_reason}; prompt {self.prompt_tokens} tokens, "
+            f"first token after {self.first:.1f} s)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prompt in tokens, checked; in_thought: it ends inside a thought."""
+
+    tokens: list[int]
+    text: str
+    in_thought: bool
+
+
+def prepare(model: Model, prompt: Prompt, think: bool) -> Prepared:
+    """Encode a prompt: text is raw, messages go through the chat format."""
+    from gemma4_jax.sample.prompts import encode
+    from gemma4_jax.sample.requests import Options
+    from gemma4_jax.text.parse import starts_in_thought
+
+    tokens = encode(model, prompt, Options(enable_thinking=think))
+    if len(tokens) >= model.config.max_position:
+        raise UserError(
+            f"the prompt has {len(tokens)} tokens; this model's context of "
+            f"{model.config.max_position} must have room for an answer too: shorten the prompt"
+        )
+    text = "" if model.tokenizer is None else model.tokenizer.decode(tokens)
+    return Prepared(tokens=tokens, text=text, in_thought=starts_in_thought(text))
+
+
+def answer(
+    sampler: Sampler,
+    prompt: Prepared,
+    max_new_tokens: int | None,
+    settings: dict[str, Any],
+    show: Callable[[str], None],
+) -> Answer:
+    """Generate, handing every piece of text to `show`. Ctrl-C ends the answer, not the program."""
+    if max_new_tokens is None:
+        room = sampler.model.config.max_position - len(prompt.tokens)
+        max_new_tokens = min(_MAX_NEW_TOKENS, room)
+    pieces: list[str] = []
+    start = time.perf_counter()
+    first = None
+    stream = sampler.stream(prompt.tokens, max_new_tokens=max_new_tokens, **settings)
+    try:
+        for piece in stream:
+            first = first or time.perf_counter()
+            pieces.append(piece)
+            show(piece)
+    except KeyboardInterrupt:
+        pass
+    end = time.perf_counter()
+    done = stream.completion
+    return Answer(
+        text="".join(pieces),
+        prompt_text=prompt.text,
+        prompt_tokens=len(prompt.tokens),
+        tokens=done.tokens if done else [],
+        new_tokens=len(done.tokens) if done else len(pieces),
+        finish_reason=done.finish_reason if done else "interrupted",
+        first=(first or end) - start,
+        rest=end - (first or end),
+    )

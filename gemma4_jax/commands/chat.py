@@ -1,0 +1,149 @@
+"""Talk to a model.
+
+A line is a message. Answers come as they are written, thoughts dimmed. Ctrl-C stops an answer, Ctrl-D or
+/quit ends the conversation, /help lists the other commands. Without a terminal every line of standard
+input is a message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gemma4_jax.commands.answering import add_flags, answer, is_chat_model, options, prepare
+from gemma4_jax.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from gemma4_jax.sample.sampler import Sampler
+
+HELP = """\
+/system TEXT   set the system message; without TEXT, show it ("/system -" removes it)
+/think         let the model think first, or not; /think on, /think off
+/reset         forget the conversation
+/help          this list
+/quit          leave (so does Ctrl-D)
+//TEXT         say TEXT with a slash in front"""
+_COMMANDS = ("system", "think", "reset", "help", "quit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `gemma4 chat` takes. Sampling defaults are those the released models come with."""
+    parser.add_argument("model", metavar="MODEL", help="folder of a model")
+    add_flags(parser, temperature=1.0, top_k=64, top_p=0.95)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load, then answer line by line."""
+    from gemma4_jax.checkpoint import load
+    from gemma4_jax.sample.sampler import Sampler
+
+    model = load(arguments.model, dtype=arguments.dtype)
+    if not is_chat_model(model):
+        raise UserError(
+            f"{arguments.model} is no chat model (no tokenizer with turn tokens); "
+            "try: gemma4 generate --raw"
+        )
+    chat = Conversation(
+        Sampler(model),
+        options(arguments),
+        arguments.max_new_tokens,
+        arguments.system,
+        arguments.think,
+    )
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):  # line editing and history; Windows has none
+            import readline  # noqa: F401
+        print(f"{model.config.name}: /help for commands, Ctrl-D to leave", file=sys.stderr)
+    while (line := _next_line(interactive)) is not None:
+        try:
+            if chat.take(line.strip()):
+                return
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _next_line(interactive: bool) -> str | None:
+    """The next line, None at the end of input. Ctrl-C at the prompt discards the line."""
+    while True:
+        try:
+            if interactive:
+                return input("> ")
+            return sys.stdin.readline() or None
+        except EOFError:
+            print(file=sys.stderr)
+            return None
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print("\n(Ctrl-D or /quit leaves)", file=sys.stderr)
+
+
+@dataclass
+class Conversation:
+    """A model, what was said so far, and how it is to answer."""
+
+    sampler: Sampler
+    settings: dict[str, Any]
+    max_new_tokens: int | None
+    system: str | None = None
+    think: bool = False
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    answers: int = 0
+
+    def take(self, line: str) -> bool:
+        """A line of input: a command or a message. True if it ends the conversation."""
+        if line.startswith("/") and not line.startswith("//"):
+            return self._command(line[1:])
+        if line:
+            self.say(line.removeprefix("/") if line.startswith("//") else line)
+        return False
+
+    def say(self, text: str) -> None:
+        """Answer a message. What was said before an interruption stays in the conversation."""
+        from gemma4_jax.commands.display import Display
+        from gemma4_jax.text.parse import parse
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        try:
+            prompt = prepare(self.sampler.model, [*system, *asked], self.think)
+        except UserError as error:
+            if self.messages:
+                raise UserError(f"{error} (/reset forgets the conversation)") from None
+            raise
+        display = Display(in_thought=prompt.in_thought)
+        # Each answer draws anew; the whole conversation repeats with the same seed.
+        settings = self.settings | {"seed": self.settings["seed"] + self.answers}
+        result = answer(self.sampler, prompt, self.max_new_tokens, settings, display.push)
+        display.close()
+        if sys.stdin.isatty():
+            print(result.summary(), file=sys.stderr)
+        self.answers += 1
+        self.messages = [*asked, parse(result.text, prompt.text).as_dict()]
+
+    def _command(self, line: str) -> bool:
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if name == "quit":
+            return True
+        if name == "help":
+            print(HELP, file=sys.stderr)
+        elif name == "reset":
+            self.messages = []
+            print("(the conversation starts over)", file=sys.stderr)
+        elif name == "think":
+            if rest not in ("", "on", "off"):
+                raise UserError(f"/think takes on or off, got {rest!r}")
+            self.think = not self.think if not rest else rest == "on"
+            print(f"(thinking is {'on' if self.think else 'off'})", file=sys.stderr)
+        elif name == "system":
+            if rest:
+                self.system = None if rest == "-" else rest
+            print(f"(system message: {self.system or 'none'})", file=sys.stderr)
+        else:
+            raise unknown("command", f"/{name}", [f"/{known}" for known in _COMMANDS])
+        return False

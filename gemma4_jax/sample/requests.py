@@ -1,0 +1,162 @@
+"""What is asked for each prompt, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gemma4_jax.config import ModelConfig
+from gemma4_jax.errors import UserError
+
+_Reader = Callable[[Any], Any]  # a number, or None for what is none
+_Test = Callable[[Any], bool]
+# One value for all prompts, or a sequence with one for each.
+Whole = int | Sequence[int]
+Real = float | Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to continue prompts.
+
+    max_new_tokens: most tokens to generate; prompt and these must fit the model's positions.
+    temperature: 0 is greedy. top_k, top_p, min_p: filters as `sampling.Settings` defines them, None for
+      off. Each of these five is one value, or one for every prompt.
+    seed: one for all (prompt i draws from the seed folded with i), or one for every prompt (then a prompt
+      draws the same tokens in any list). Draws never depend on the other prompts.
+    ignore_eos: no id ends a text; stop strings and max_new_tokens still do.
+    stop: strings that end a text and are not part of it.
+    stop_ids: ids that end a text, instead of those of the tokenizer and the configuration.
+    enable_thinking, tools: for message lists. use_checkpoint_template: render message lists with the
+      checkpoint's own jinja template, not with ours.
+    """
+
+    max_new_tokens: Whole = 64
+    temperature: Real = 0.0
+    top_k: Whole | None = None
+    top_p: Real | None = None
+    min_p: Real | None = None
+    seed: Whole = 0
+    ignore_eos: bool = False
+    stop: str | Sequence[str] = ()
+    stop_ids: Sequence[int] | None = None
+    enable_thinking: bool = False
+    tools: Sequence[Mapping[str, Any]] | None = None
+    use_checkpoint_template: bool = False
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, checked."""
+        strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if isinstance(self.stop, str) and not self.stop:
+            raise UserError("a stop string must not be empty; leave stop out for none")
+        for string in strings:
+            if not isinstance(string, str) or not string:
+                raise UserError(f"stop strings must be text and not empty, got {string!r}")
+        return strings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and how to continue it. `row` tells apart rows that were given one seed together."""
+
+    index: int
+    prompt: list[int]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    row: int
+
+
+def requests(config: ModelConfig, prompts: Sequence[list[int]], options: Options) -> list[Request]:
+    """One request per prompt. Raises UserError naming a bad value, its bound and the way out."""
+    count = len(prompts)
+
+    def rows(name: str, neutral: Any, read: _Reader, good: _Test, bound: str) -> list[Any]:
+        value = getattr(options, name)
+        if value is None:
+            return [neutral] * count
+        return _rows(name, value, count, read, good, bound)
+
+    wanted = rows("max_new_tokens", 64, _whole, lambda n: n > 0, "a whole number above 0")
+    columns = {
+        "max_new_tokens": wanted,
+        "temperature": rows(
+            "temperature", 0.0, _real, lambda t: t >= 0, "0 (greedy) or a finite number above"
+        ),
+        "top_k": rows("top_k", 0, _whole, lambda k: k > 0, "a whole number above 0"),
+        "top_p": rows("top_p", 1.0, _real, lambda p: 0 < p <= 1, "above 0 and at most 1"),
+        "min_p": rows("min_p", 0.0, _real, lambda p: 0 <= p <= 1, "from 0 to 1"),
+        "seed": rows("seed", 0, _whole, lambda s: True, "a whole number"),
+    }
+    together = isinstance(options.seed, int | np.integer)
+    for i, prompt in enumerate(prompts):
+        _check_room(config, i, len(prompt), wanted[i])
+    return [
+        Request(
+            index=i,
+            row=i if together else 0,
+            prompt=prompt,
+            **{name: column[i] for name, column in columns.items()},
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _check_room(config: ModelConfig, index: int, length: int, wanted: int) -> None:
+    room = config.max_position
+    if length + wanted <= room:
+        return
+    if length < room:
+        way_out = f"lower max_new_tokens to {room - length} or shorten the prompt"
+    else:
+        way_out = f"shorten the prompt to fewer than {room} tokens"
+    raise UserError(
+        f"prompt {index} has {length} tokens and max_new_tokens is {wanted}: together "
+        f"{length + wanted}, more than the model's {room} positions; {way_out}"
+    )
+
+
+def _rows(
+    name: str,
+    value: Any,
+    count: int,
+    read: _Reader,
+    good: _Test,
+    bound: str,
+) -> list[Any]:
+    """`count` checked values from one or from a sequence of as many."""
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+        values = list(value)
+        if len(values) != count:
+            raise UserError(
+                f"{name} has {len(values)} values for {count} prompts; give one, or one each"
+            )
+    else:
+        values = [value] * count
+    result = []
+    for given in values:
+        number = read(given)
+        if number is None or not good(number):
+            raise UserError(f"{name} must be {bound}, got {given!r}")
+        result.append(number)
+    return result
+
+
+def _whole(value: Any) -> int | None:
+    return (
+        int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
+    )
+
+
+def _real(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    return float(value) if math.isfinite(value) else None

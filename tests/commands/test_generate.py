@@ -1,0 +1,177 @@
+"""`gemma4 generate` writes what the sampler gives, and every mistake is one line."""
+
+import json
+import sys
+
+import pytest
+
+import gemma4_jax as g4
+from gemma4_jax.sample.sampler import TextStream
+from gemma4_jax.text.parse import parse
+from tests.commands.conftest import CONTEXT
+
+SHORT = ("--max-new-tokens", "6")
+
+
+@pytest.fixture(scope="module")
+def sampler(model):
+    return g4.Sampler(model)
+
+
+def content(text: str) -> str:
+    text = parse(text).content or ""
+    return text and text + "\n"
+
+
+def test_a_message_goes_through_the_chat_format(run, sampler, model_folder):
+    result = run("generate", str(model_folder), "Hello there", *SHORT)
+    (wanted,) = sampler.generate([[{"role": "user", "content": "Hello there"}]], max_new_tokens=6)
+    assert result.code == 0
+    assert result.out == content(wanted.text)
+    assert f"{len(wanted.tokens)} tokens" in result.err and "first token after" in result.err
+
+
+def test_raw_text_is_continued(run, sampler, model_folder):
+    result = run("generate", str(model_folder), "Hello there", "--raw", *SHORT)
+    (wanted,) = sampler.generate(["Hello there"], max_new_tokens=6)
+    assert wanted.text and result.out.removesuffix("\n") == wanted.text.removesuffix("\n")
+
+
+def test_the_prompt_from_standard_input(run, model_folder):
+    given = run("generate", str(model_folder), "Hello there", *SHORT)
+    read = run("generate", str(model_folder), "-", *SHORT, stdin="Hello there")
+    assert given.out == read.out
+
+
+def test_settings_reach_the_sampler(run, sampler, model_folder):
+    flags = (
+        "--system",
+        "Be brief.",
+        "--think",
+        "--temperature",
+        "1",
+        "--top-k",
+        "40",
+        "--top-p",
+        "0.9",
+    )
+    flags += ("--min-p", "0.01", "--seed", "7", "--stop", "zzz", *SHORT)
+    result = run("generate", str(model_folder), "Hello", *flags, "--json")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    settings = {
+        "temperature": 1.0,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "seed": 7,
+        "stop": ["zzz"],
+    }
+    (wanted,) = sampler.generate([messages], max_new_tokens=6, enable_thinking=True, **settings)
+    report = json.loads(result.out)
+    assert report["tokens"] == wanted.tokens
+    assert report["text"] == wanted.text
+    assert report["finish_reason"] == wanted.finish_reason
+    other = run("generate", str(model_folder), "Hello", *flags, "--seed", "8", "--json")
+    assert json.loads(other.out)["tokens"] != wanted.tokens
+
+
+def test_json_is_one_object(run, model_folder):
+    result = run("generate", str(model_folder), "Hello", *SHORT, "--json")
+    report = json.loads(result.out)
+    message = parse(report["text"])
+    assert (report["reasoning"], report["content"]) == (message.reasoning, message.content)
+    assert report["prompt_tokens"] > 5 and report["seconds_to_first_token"] > 0
+    assert result.err == ""
+
+
+def test_a_stop_string_ends_the_text(run, sampler, model_folder):
+    text = sampler.generate(["Hello there"], max_new_tokens=6)[0].text
+    stop = text[2:4]
+    result = run(
+        "generate", str(model_folder), "Hello there", "--raw", *SHORT, "--stop", stop, "--json"
+    )
+    report = json.loads(result.out)
+    assert report["text"] == text[: text.index(stop)] and report["finish_reason"] == "stop"
+
+
+def test_without_a_limit_the_context_is_the_limit(run, model_folder):
+    # Forbidding nothing, a random model may still stop early; a prompt that leaves room for 3 tells.
+    prompt = "a" * 10_000
+    tokens = len(g4.load(model_folder).tokenizer.encode(prompt))
+    prompt = prompt[: len(prompt) * (CONTEXT - 4) // tokens]
+    result = run("generate", str(model_folder), prompt, "--raw", "--json")
+    report = json.loads(result.out)
+    assert report["prompt_tokens"] + len(report["tokens"]) <= CONTEXT
+    assert (
+        report["finish_reason"] == "stop"
+        or report["prompt_tokens"] + len(report["tokens"]) == CONTEXT
+    )
+
+
+def test_ctrl_c_keeps_what_was_written(run, model_folder, monkeypatch):
+    monkeypatch.setattr(TextStream, "__next__", interrupted_after(3))
+    result = run("generate", str(model_folder), "Hello there", "--raw", "--max-new-tokens", "50")
+    assert result.code == 130
+    assert "interrupted" in result.err and "3 tokens" in result.err
+    assert "Traceback" not in result.err
+
+
+def interrupted_after(count):
+    """`TextStream.__next__` that is hit by Ctrl-C once it has given `count` pieces."""
+    original, given = TextStream.__next__, []
+
+    def __next__(self):
+        if len(given) == count:
+            raise KeyboardInterrupt
+        given.append(original(self))
+        return given[-1]
+
+    return __next__
+
+
+def test_mistakes_are_one_line(complaint, model_folder, bare_folder, tmp_path):
+    folder = str(model_folder)
+    for words, parts in (
+        (("nowhere", "x"), ["nowhere", "no such folder"]),
+        ((str(tmp_path), "x"), ["config.json"]),
+        ((folder, ""), ["prompt is empty"]),
+        ((folder, "a " * 2000), [f"context of {CONTEXT}", "shorten"]),
+        (
+            (folder, "a", "--max-new-tokens", "5000"),
+            [f"{CONTEXT} positions", "lower max_new_tokens to"],
+        ),
+        ((folder, "a", "--max-new-tokens", "0"), ["max_new_tokens", "above 0"]),
+        ((folder, "a", "--temprature", "1"), ["--temprature", "did you mean --temperature?"]),
+        ((folder, "a", "--temperature", "-1"), ["temperature", "-1"]),
+        ((folder, "a", "--top-k", "x"), ["--top-k", "'x'"]),
+        ((folder, "a", "--top-p", "2", "--temperature", "1"), ["top_p", "2"]),
+        ((folder, "a", "--dtype", "flot32"), ["flot32", "did you mean 'float32'?"]),
+        ((folder, "a", "--stop", ""), ["stop string", "empty"]),
+        ((folder, "a", "--raw", "--system", "b"), ["--system", "--raw"]),
+        ((folder, "a", "--raw", "--think"), ["--think", "--raw"]),
+        ((folder,), ["PROMPT"]),
+        ((str(bare_folder), "a"), ["no tokenizer"]),
+    ):
+        line = complaint("generate", *words)
+        for part in parts:
+            assert part in line
+
+
+def test_an_empty_standard_input(complaint, model_folder):
+    assert "empty" in complaint("generate", str(model_folder), "-")
+
+
+def test_no_terminal_output_for_a_dead_reader(run, model_folder, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(SystemExit) as leaving:
+        from gemma4_jax import cli
+
+        cli.main(["generate", str(model_folder), "Hello", *SHORT])
+    assert leaving.value.code == 141

@@ -1,0 +1,167 @@
+"""Kill -9 at any moment, then the same command: the result is that of an undisturbed run, bit for bit.
+
+Real processes. They share a compilation cache, so that most of their time is training.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from .conftest import sum_pairs, sum_rows, write_rows
+
+pytestmark = pytest.mark.slow
+
+STEPS = 60
+TIMEOUT = 600
+
+
+class Drill:
+    """One command line, run into different work folders."""
+
+    def __init__(self, repository: Path, folder: Path, *words: str):
+        self.repository, self.folder, self.words = repository, folder, words
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        work = ["--run.workdir", str(self.folder / name)]
+        return subprocess.Popen(
+            [sys.executable, "-m", *self.words, *work],
+            cwd=self.repository,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, name: str) -> str:
+        process = self.start(name)
+        output, _ = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, output
+        return output
+
+    def interrupt(self, name: str, number: int, when: Callable[[Path], bool]) -> tuple[int, str]:
+        """Send a signal as soon as `when(work folder)`; exit code (0: it was done before) and output."""
+        process = self.start(name)
+        deadline = time.monotonic() + TIMEOUT
+        while process.poll() is None and not when(self.folder / name):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=TIMEOUT)
+        return process.returncode, output
+
+    def final_state(self, name: str) -> dict[str, np.ndarray]:
+        """Every array and the data position of the last checkpoint, by path."""
+        last = self.folder / name / "checkpoints" / str(STEPS)
+        state = ocp.StandardCheckpointer().restore(last / "state")
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        found = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        (position,) = (last / "data").glob("*.json")
+        return {**found, "data": np.asarray(position.read_text())}
+
+
+def at_step(step: int, delay: float = 0.0) -> Callable[[Path], bool]:
+    """Condition: `step` is in the metrics file (and a little more time has gone)."""
+
+    def reached(work: Path) -> bool:
+        log = work / "metrics.jsonl"
+        if not log.exists() or f'"step": {step},' not in log.read_text():
+            return False
+        time.sleep(delay)
+        return True
+
+    return reached
+
+
+def inside_a_save(earliest: int) -> Callable[[Path], bool]:
+    """Condition: a checkpoint at or after a step is being written."""
+
+    def saving(work: Path) -> bool:
+        names = [path.name for path in (work / "checkpoints").glob("*.orbax-checkpoint-tmp*")]
+        return any(int(name.split(".")[0]) >= earliest for name in names)
+
+    return saving
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        assert found[name].dtype == value.dtype
+
+
+def command(task: str, model: Path, data: Path) -> list[str]:
+    words = [f"train.{task}", "tiny", "--model.architecture", "", "--model.path", str(model)]
+    words += ["--data.path", str(data), "--run.steps", str(STEPS), "--run.save-every", "4"]
+    words += ["--run.log-every", "1", "--batch.accumulation", "2"]
+    return words
+
+
+def test_sft_survives_kills_signals_and_kills_inside_saves(repository, model_folder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
+    drill = Drill(
+        repository, tmp_path, *command("sft", model_folder, data),
+        "--data.packing", "--data.max-length", "96",
+    )  # fmt: skip
+    drill.finish("undisturbed")
+    expected = drill.final_state("undisturbed")
+    assert len(expected) > 30
+
+    chance = random.Random(time.time_ns())
+    seed = chance.randrange(10**6)
+    print(f"seed {seed}")
+    chance.seed(seed)
+    kills = 0
+    moments = [
+        lambda work: (time.sleep(chance.uniform(0, 4)), True)[1],
+        at_step(chance.randrange(1, 12), chance.uniform(0, 0.05)),
+        inside_a_save(12),
+        at_step(chance.randrange(20, 30), chance.uniform(0, 0.05)),
+        inside_a_save(32),
+    ]
+    for moment in moments:
+        code, _ = drill.interrupt("killed", signal.SIGKILL, moment)
+        kills += code == -signal.SIGKILL
+    assert kills >= 4
+    code, output = drill.interrupt("killed", signal.SIGTERM, at_step(45))
+    if code:
+        assert code == 128 + signal.SIGTERM, output
+        assert "stopped by SIGTERM after step" in output
+    drill.finish("killed")
+    assert_same(drill.final_state("killed"), expected)
+    steps = [line.split(",")[0] for line in (tmp_path / "killed/metrics.jsonl").open()]
+    assert steps == [f'{{"step": {step}' for step in range(1, STEPS + 1)]
+
+
+def test_dpo_survives_a_kill_in_the_reference_pass_and_one_later(
+    repository, model_folder, tmp_path
+):
+    data = write_rows(tmp_path / "pairs.jsonl", sum_pairs(24))
+    drill = Drill(repository, tmp_path, *command("dpo", model_folder, data))
+    drill.finish("undisturbed")
+    expected = drill.final_state("undisturbed")
+
+    def in_reference_pass(work: Path) -> bool:
+        return any(file.stat().st_size for file in (work / "reference").glob("*.f32"))
+
+    drill.interrupt("killed", signal.SIGKILL, in_reference_pass)
+    drill.interrupt("killed", signal.SIGKILL, at_step(30, 0.01))
+    code, output = drill.interrupt("killed", signal.SIGINT, at_step(45))
+    assert code in (0, 128 + signal.SIGINT), output
+    drill.finish("killed")
+    assert_same(drill.final_state("killed"), expected)

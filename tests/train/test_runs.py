@@ -1,0 +1,197 @@
+"""Whole runs through the entry points: what they leave behind, what they refuse."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import cli, dpo, sft
+from gemma4_jax import checkpoint
+from gemma4_jax.errors import UserError
+from train import dpo as train_dpo
+from train import sft as train_sft
+
+from .conftest import sum_rows, write_rows
+
+
+def configure(presets, model: Path, data: Path, work: Path, *flags: str):
+    words = ["--model.architecture", "", "--model.path", str(model)]
+    words += ["--data.path", str(data), "--run.workdir", str(work)]
+    words += ["--run.steps", "6", "--run.log-every", "1", "--run.export-huggingface"]
+    return cli.parse("train", presets, ["tiny", *words, *flags])
+
+
+def rows_of(work: Path) -> list[dict]:
+    return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, tmp_path_factory):
+    """A short SFT run with packing and accumulation, and its configuration."""
+    folder = tmp_path_factory.mktemp("sft")
+    data = write_rows(folder / "rows.jsonl", sum_rows(40))
+    config = configure(
+        sft.PRESETS, model_folder, data, folder / "run", "--data.packing",
+        *("--data.max-length", "96", "--batch.rows", "4", "--batch.accumulation", "2"),
+    )  # fmt: skip
+    assert train_sft.run(config) == 0
+    return config
+
+
+def test_sft_learns_and_leaves_everything_behind(finished, model_folder):
+    work = Path(finished.run.workdir)
+    rows = rows_of(work)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    assert (work / "metrics.png").stat().st_size > 1000
+    saved = json.loads((work / "config.json").read_text())
+    assert saved["task"] == "sft"
+    assert saved["config"] == json.loads(json.dumps(dataclasses.asdict(finished)))
+
+    exported = checkpoint.load(work / "huggingface")
+    start = checkpoint.load(model_folder)
+    assert exported.config.layer_types == start.config.layer_types
+    files = exported.tokenizer.files
+    assert files["tokenizer.model"] == start.tokenizer.files["tokenizer.model"]
+    state = ocp.StandardCheckpointer().restore(work / "checkpoints" / "6" / "state")
+    jax.tree.map(np.testing.assert_array_equal, exported.params, state["params"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), exported.params, start.params)
+    assert moved["embed"]["table"]
+
+
+def test_a_finished_run_only_says_so(finished, capsys):
+    before = (Path(finished.run.workdir) / "metrics.jsonl").read_bytes()
+    assert train_sft.run(finished) == 0
+    assert "step 6 of 6" in capsys.readouterr().out
+    assert (Path(finished.run.workdir) / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_configuration_is_refused_in_one_line(finished):
+    other = dataclasses.replace(
+        finished, seed=1, optim=dataclasses.replace(finished.optim, peak_lr=1e-4)
+    )
+    with pytest.raises(UserError) as error:
+        train_sft.run(other)
+    text = str(error.value)
+    assert "optim.peak_lr was 0.002, is 0.0001; seed was 0, is 1" in text
+    assert "\n" not in text and "run.workdir" in text
+
+
+def test_what_does_not_change_the_result_may_change(finished):
+    run = dataclasses.replace(finished.run, log_every=3, save_every=7, keep=1)
+    assert train_sft.run(dataclasses.replace(finished, run=run)) == 0
+
+
+def test_other_data_are_refused(finished, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", sum_rows(41))
+    other = dataclasses.replace(finished, data=dataclasses.replace(finished.data, path=str(data)))
+    with pytest.raises(UserError, match=r"the data is not what the run in .* was started with"):
+        train_sft.run(other)
+
+
+def test_the_same_data_elsewhere_are_fine(finished, tmp_path):
+    data = write_rows(tmp_path / "elsewhere.jsonl", sum_rows(40))
+    other = dataclasses.replace(finished, data=dataclasses.replace(finished.data, path=str(data)))
+    assert train_sft.run(other) == 0
+
+
+def test_dpo_precomputed_and_live(model_folder, dpo_file, tmp_path):
+    rows = {}
+    for reference in ("precomputed", "live"):
+        work = tmp_path / reference
+        config = configure(dpo.PRESETS, model_folder, dpo_file, work, "--loss.reference", reference)
+        assert train_dpo.run(config) == 0
+        rows[reference] = rows_of(work)
+        assert (work / "huggingface" / "model.safetensors").exists()
+    first, last = rows["precomputed"][0], rows["precomputed"][-1]
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    assert last["loss"] < first["loss"] - 0.05
+    assert last["rewards/margins"] > 0 and last["rewards/accuracies"] == 1
+    assert last["rewards/chosen"] > last["rewards/rejected"]
+    for one, two in zip(rows["precomputed"], rows["live"], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    files = list((tmp_path / "precomputed" / "reference").glob("*.f32"))
+    assert len(files) == 1 and files[0].stat().st_size == 24 * 2 * 4
+
+
+def test_a_run_that_diverges_stops_with_a_sentence(model_folder, sft_file, tmp_path):
+    config = configure(
+        sft.PRESETS, model_folder, sft_file, tmp_path / "run", "--optim.peak-lr", "1e38",
+        *("--optim.max-bad-steps", "3", "--run.steps", "50"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"3 steps in a row, up to step \d+, .*optim.peak_lr"):
+        train_sft.run(config)
+    rows = rows_of(tmp_path / "run")
+    assert rows[-1]["skipped"] >= 2 and rows[-1]["step"] < 50
+
+
+GOOD = '{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}'
+BAD_ROLE = GOOD.replace("assistant", "asistant")
+LONG = GOOD.replace('"two"', json.dumps("two " * 200))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file or folder"),
+        ("", "the file is empty"),
+        (f"{GOOD}\n{{", "rows.jsonl:2: not JSON"),
+        (f'{GOOD}\n{{"text": "x"}}', "rows.jsonl:2: row has no 'messages'"),
+        (
+            f'{GOOD}\n{{"messages": [{{"role": "user", "content": "x"}}]}}',
+            "rows.jsonl:2: no assistant",
+        ),
+        (f"{GOOD}\n{BAD_ROLE}", "did you mean 'assistant'?"),
+        (f"{GOOD}\n{LONG}", "1 of 2 rows are longer than data.max_length = 256"),
+    ],
+)
+def test_bad_data_stop_the_command_with_one_line(model_folder, tmp_path, capsys, content, words):
+    data = tmp_path / "rows.jsonl"
+    if content is not None:
+        data.write_text(content)
+    argv = ["tiny", "--model.architecture", "", "--model.path", str(model_folder)]
+    argv += ["--data.path", str(data), "--run.workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as leaving:
+        train_sft.main(argv)
+    assert leaving.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and words in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model.path", "nowhere"], "nowhere: no such folder"),
+        (["--model.path", "", "--model.architecture", "tiny-plo"], "unknown model 'tiny-plo'"),
+        (["--model.path", "", "--model.architecture", "no.json"], "cannot read model.architecture"),
+        (["--data.max-length", "5000"], "more than the 1024 positions"),
+        (["--model.tokenizer", "nowhere.model"], "nowhere.model: no such file"),
+        (["--run.workdir", "/dev/null/x"], "cannot use /dev/null/x as work folder"),
+    ],
+)
+def test_bad_flags_stop_the_command_with_one_line(
+    model_folder, sft_file, tmp_path, capsys, flags, words
+):
+    argv = ["tiny", "--model.architecture", "", "--model.path", str(model_folder)]
+    argv += ["--data.path", str(sft_file), "--run.workdir", str(tmp_path / "run"), *flags]
+    with pytest.raises(SystemExit) as leaving:
+        train_sft.main(argv)
+    assert leaving.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and words in text
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(sft_file, model_folder, tmp_path):
+    from gemma4_jax.text.train_tokenizer import train_tokenizer
+
+    big = tmp_path / "tokenizer.model"
+    train_tokenizer((f"word{i} text{i * 7}" for i in range(900)), 500, big)
+    config = configure(
+        sft.PRESETS, model_folder, sft_file, tmp_path / "run", "--model.tokenizer", str(big)
+    )
+    with pytest.raises(UserError, match=r"the tokenizer has 500 tokens .* 384 rows"):
+        train_sft.run(config)
