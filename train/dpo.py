@@ -26,8 +26,8 @@ def run(config: DPOConfig) -> int:
     from train.data.prepared import prepare
     from train.data.rows import dpo_encoder
     from train.loop import Task, fit
-    from train.losses import make_dpo_loss, reference_pass
-    from train.reference import check_live, precompute, read_reference
+    from train.losses import make_dpo_loss
+    from train.reference import check_live, precomputed
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
@@ -49,24 +49,14 @@ def run(config: DPOConfig) -> int:
     )
     workdir.open_data(prepared.fingerprint, prepared.summary)
     print(prepared.summary)
-    source, initial, frozen = PairRows(prepared, data.max_length), start.load, None
+    source = PairRows(prepared, data.max_length)
     live = config.loss.reference == "live"
     if live:
-        frozen = start.load()
+        initial, frozen = start.load, start.load()
         check_live(workdir.reference, frozen, workdir.has_checkpoint())
     else:
-        fingerprint = f"{prepared.fingerprint}-{config.model.compute_dtype}"
-        # After the first checkpoint nothing needs the initial parameters any more.
-        logprobs = None
-        if workdir.has_checkpoint():
-            logprobs = read_reference(workdir.reference, fingerprint, len(source))
-        if logprobs is None:
-            params = start.load()
-            forward = reference_pass(start.module, start.config)
-            rows = config.batch.rows // config.batch.accumulation
-            logprobs = precompute(forward, params, source, rows, workdir.reference, fingerprint)
-            initial = lambda: params  # noqa: E731 - the very arrays: no second copy is ever made
-        source = PairRows(prepared, data.max_length, logprobs)
+        logprobs, initial = precomputed(start, source, config, workdir, prepared.fingerprint)
+        source, frozen = PairRows(prepared, data.max_length, logprobs), None
     task = Task(
         config=config,
         start=start,

@@ -2,7 +2,7 @@
 
 Precomputed, one copy of the model suffices for training. The file grows batch by batch, so that a killed
 pass goes on where it stopped; it belongs to a fingerprint of the data and a checksum of the parameters.
-Not here: the forward pass (losses.py).
+Not here: the forward pass itself (losses.py).
 """
 
 import hashlib
@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.schema import DPOConfig
 from gemma4_jax.errors import UserError
 from train.data.pipeline import PairRows
-from train.losses import Params
+from train.losses import Params, reference_pass
+from train.start import Start
+from train.workdir import Workdir
 
 _PAIR_BYTES = 2 * np.dtype(np.float32).itemsize
 
@@ -80,6 +83,28 @@ def precompute(
             output.write(logprobs[: pairs - first].tobytes())
             output.flush()
     return np.fromfile(file, np.float32).reshape(-1, 2)
+
+
+def precomputed(
+    start: Start, source: PairRows, config: DPOConfig, workdir: Workdir, data: str
+) -> tuple[np.ndarray, Callable[[], Params]]:
+    """Log-probabilities of a run's pairs, and what makes its initial parameters.
+
+    data: fingerprint of the pairs. Parameters that were loaded for the pass are those that training
+    starts from: there is never a second copy, and after the first checkpoint none is loaded at all.
+    """
+    folder, fingerprint = workdir.reference, f"{data}-{config.model.compute_dtype}"
+    resuming = workdir.has_checkpoint()
+    if resuming:
+        logprobs = read_reference(folder, fingerprint, len(source))
+        if logprobs is not None:
+            return logprobs, start.load
+    params = start.load()
+    forward = reference_pass(start.module, start.config)
+    rows = config.batch.rows // config.batch.accumulation
+    logprobs = precompute(forward, params, source, rows, folder, fingerprint)
+    # `pop` hands the parameters over and keeps no reference to them.
+    return logprobs, start.load if resuming else [params].pop
 
 
 def check_live(folder: Path, params: Params, resuming: bool) -> None:

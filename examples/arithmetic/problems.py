@@ -10,7 +10,6 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 Split = Literal["train", "held-out"]
@@ -130,9 +129,12 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 
 def distinct(split: Split, count: int, seed: int) -> list[Problem]:
     """`count` problems of one side, no two with the same chain."""
-    seen: set[str] = set()
-    fresh = (p for p in problems(split, seed) if not (p.chain in seen or seen.add(p.chain)))
-    return list(islice(fresh, count))
+    found: dict[str, Problem] = {}
+    for problem in problems(split, seed):
+        found.setdefault(problem.chain, problem)
+        if len(found) == count:
+            break
+    return list(found.values())
 
 
 def split_of(chain: str) -> Split:

@@ -91,7 +91,8 @@ class Answer:
     """What came of a prompt.
 
     text: control tokens spelt out. tokens, finish_reason: empty and "interrupted" after Ctrl-C. Of the
-    times, in seconds, `first` ends with the first text (loading excluded, compiling included).
+    times, in seconds, `first` ends with the first text and `steady` begins with the second: until then
+    programs may be compiled. Loading is in neither.
     """
 
     text: str
@@ -101,12 +102,13 @@ class Answer:
     new_tokens: int
     finish_reason: str
     first: float
-    rest: float
+    steady: float
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Speed after the first token; None for fewer than two."""
-        return (self.new_tokens - 1) / self.rest if self.new_tokens > 1 and self.rest > 0 else None
+        """Speed after the second token; None for fewer than three."""
+        fits = self.new_tokens > 2 and self.steady > 0
+        return (self.new_tokens - 2) / self.steady if fits else None
 
     def summary(self) -> str:
         """One line: how long and how fast."""
@@ -156,17 +158,18 @@ def answer(
         room = sampler.model.config.max_position - len(prompt.tokens)
         max_new_tokens = min(_MAX_NEW_TOKENS, room)
     pieces: list[str] = []
-    start = time.perf_counter()
-    first = None
+    times = [time.perf_counter()]
     stream = sampler.stream(prompt.tokens, max_new_tokens=max_new_tokens, **settings)
     try:
         for piece in stream:
-            first = first or time.perf_counter()
+            if len(times) < 3:
+                times.append(time.perf_counter())
             pieces.append(piece)
             show(piece)
     except KeyboardInterrupt:
         pass
     end = time.perf_counter()
+    start, first, second = (*times, end, end)[:3]
     done = stream.completion
     return Answer(
         text="".join(pieces),
@@ -175,6 +178,6 @@ def answer(
         tokens=done.tokens if done else [],
         new_tokens=len(done.tokens) if done else len(pieces),
         finish_reason=done.finish_reason if done else "interrupted",
-        first=(first or end) - start,
-        rest=end - (first or end),
+        first=first - start,
+        steady=end - second,
     )

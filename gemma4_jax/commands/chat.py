@@ -118,8 +118,12 @@ class Conversation:
         display = Display(in_thought=prompt.in_thought)
         # Each answer draws anew; the whole conversation repeats with the same seed.
         settings = self.settings | {"seed": self.settings["seed"] + self.answers}
-        result = answer(self.sampler, prompt, self.max_new_tokens, settings, display.push)
-        display.close()
+        room = self.sampler.model.config.max_position - len(prompt.tokens)
+        most = None if self.max_new_tokens is None else min(self.max_new_tokens, room)
+        try:
+            result = answer(self.sampler, prompt, most, settings, display.push)
+        finally:
+            display.close()
         if sys.stdin.isatty():
             print(result.summary(), file=sys.stderr)
         self.answers += 1

@@ -37,10 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
             target.samefile(source) or target.resolve() in source.resolve().parents
         ):
             raise UserError(f"{target} is or holds SRC itself; choose another folder")
-        occupied = not target.is_dir() or any(target.iterdir())
-        if occupied and not arguments.overwrite:
+        if not target.is_dir():
+            raise UserError(f"{target} is a file; give the name of a folder")
+        if any(target.iterdir()) and not arguments.overwrite:
             raise UserError(f"{target} exists; choose another folder or pass --overwrite")
 
+    from gemma4_jax.build import dtype_named
     from gemma4_jax.checkpoint import describe, load, save, save_huggingface
     from gemma4_jax.checkpoint.store import is_store
 
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     kind = "orbax" if is_store(source) else "huggingface"
     to = arguments.to or ("huggingface" if kind == "orbax" else "orbax")
     dtype = arguments.dtype or _stored_dtype(source, kind)
+    dtype_named(dtype)  # refused before anything is said or read
     start = time.perf_counter()
     _note(f"reading {source}, {KINDS[kind]}, as {dtype}: {config.name}, {config.num_layers} layers")
     model = load(source, dtype=dtype)

@@ -6,13 +6,24 @@ or of the thought's label may not be there yet.
 
 import os
 import sys
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 from gemma4_jax.text import control
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _MARKS = (control.CHANNEL, control.CHANNEL_END)
 _LABEL = control.THOUGHT_OPEN.removeprefix(control.CHANNEL)
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Where text goes: stdout, stderr, or what stands in for them."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+    def isatty(self) -> bool: ...
 
 
 class ThoughtSplitter:
@@ -55,7 +66,7 @@ class ThoughtSplitter:
             if more and _LABEL.startswith(text):
                 self._held = text
                 return
-            text = text.removeprefix(_LABEL)
+            text = "" if text == _LABEL.rstrip() else text.removeprefix(_LABEL)
             self._label_may_come = False
         if text:
             pieces.append((self._thinking, text))
@@ -117,14 +128,14 @@ class Display:
             self._write(self._err, _PLAIN if colours(self._err) else "")
             self._last = "\n"
 
-    def _write(self, stream: TextIO, text: str) -> None:
+    def _write(self, stream: Stream, text: str) -> None:
         if text:
             stream.write(text)
             stream.flush()
             self._last = text[-1]
 
 
-def colours(stream: TextIO) -> bool:
+def colours(stream: Stream) -> bool:
     """Whether a stream is a terminal that wants colours (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 

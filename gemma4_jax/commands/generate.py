@@ -55,7 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     display = Display(raw=raw, in_thought=prompt.in_thought)
     show = (lambda piece: None) if arguments.json else display.push
-    result = answer(Sampler(model), prompt, arguments.max_new_tokens, options(arguments), show)
+    try:
+        result = answer(Sampler(model), prompt, arguments.max_new_tokens, options(arguments), show)
+    finally:
+        display.close()
     if arguments.json:
         message = parse(result.text, result.prompt_text)
         report = {
@@ -71,7 +74,6 @@ def run(arguments: argparse.Namespace) -> None:
         }
         print(json.dumps(report, ensure_ascii=False))
     else:
-        display.close()
         print(result.summary(), file=sys.stderr)
     if result.finish_reason == "interrupted":
         raise KeyboardInterrupt

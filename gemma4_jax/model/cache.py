@@ -30,7 +30,8 @@ COMPRESSIONS: tuple[Compression, ...] = ("value", "value+rotated", "both")
 # Repeat and place in the run: which layer of a slot's stacked buffers.
 Index = tuple[Array | int, Array | int]
 # One layer slot's buffers by name ("key", "value", "rotated"), or None where the slot owns no K/V.
-Entry = dict[str, Array] | None
+# Leaves are arrays, or their shapes where a program is compiled ahead of time.
+Entry = dict[str, Any] | None
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +40,7 @@ class Cache:
     """All buffers, and how many tokens of each row they have seen."""
 
     entries: tuple[tuple[Entry, ...], ...]  # [segment][slot], leaves [n, m, B, S, K, ...]
-    length: Array  # int32 [B]
+    length: Any  # int32 [B]
 
     @property
     def nbytes(self) -> int:

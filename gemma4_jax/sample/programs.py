@@ -53,10 +53,20 @@ class Plan:
     blocked: jax.Array  # bool [V]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """What one program call chose, on the host; as `decode.Chosen`."""
+
+    tokens: np.ndarray  # int32 [S, B]; a row's are its first `count`
+    logprobs: np.ndarray  # float32 [S, B]
+    count: np.ndarray  # int32 [B]
+    done: np.ndarray  # bool [B]
+
+
 def run(
     module: Transformer, params: Any, plan: Plan, requests: Sequence[Request], steps: int
-) -> Generator[decode.Chosen, np.ndarray | None, None]:
-    """Tokens of a batch, a dispatch at a time, until every row is done; arrays are numpy's.
+) -> Generator[Dispatch, np.ndarray | None, None]:
+    """Tokens of a batch, a dispatch at a time, until every row is done.
 
     The caller may `send` a bool array [len(requests)]: rows with False are ended. Chosen's rows beyond
     the requests are padding.
@@ -83,12 +93,14 @@ def run(
         module, params, state, settings, limit, plan.stop_ids, plan.blocked, filters=filters
     )
     while True:
-        chosen = jax.device_get(chosen)
-        answer = yield chosen
+        tokens, logprobs, count, done = jax.device_get(
+            (chosen.tokens, chosen.logprobs, chosen.count, chosen.done)
+        )
+        answer = yield Dispatch(tokens=tokens, logprobs=logprobs, count=count, done=done)
         keep = np.ones(rows, bool)
         if answer is not None:
             keep[: len(requests)] = answer
-        if np.all(chosen.done | ~keep):
+        if np.all(done | ~keep):
             return
         going, chosen = decode_steps(
             module, params, going, keep, jnp.int32(steps), plan.stop_ids, plan.blocked,
@@ -99,7 +111,7 @@ def run(
 def _settings(requests: Sequence[Request], padding: int) -> tuple[Settings, Filters]:
     """Per-row arrays and what they need; padding rows are greedy."""
 
-    def rows(name: str, neutral: float, dtype: Any) -> np.ndarray:
+    def rows(name: str, neutral: float | int, dtype: Any) -> np.ndarray:
         return np.array([getattr(r, name) for r in requests] + [neutral] * padding, dtype)
 
     temperature = rows("temperature", 0.0, np.float32)

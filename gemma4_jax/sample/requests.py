@@ -16,7 +16,7 @@ _Reader = Callable[[Any], Any]  # a number, or None for what is none
 _Test = Callable[[Any], bool]
 # One value for all prompts, or a sequence with one for each.
 Whole = int | Sequence[int]
-Real = float | Sequence[float]
+Real = float | int | Sequence[float | int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.sample import programs
-from gemma4_jax.sample.decode import Chosen
 from gemma4_jax.sample.prompts import Prompt, as_list, encode
 from gemma4_jax.sample.requests import Options, Real, Request, Whole, requests
 from gemma4_jax.sample.stopping import RowText
@@ -205,8 +204,8 @@ class Sampler:
         )
         return rows, plan
 
-    def dispatches(self, prompts: Sequence[Prompt], **options: Any) -> Iterator[Chosen]:
-        """The bare token arrays of one batch, as the device hands them over; options as for `generate`.
+    def dispatches(self, prompts: Sequence[Prompt], **options: Any) -> Iterator[programs.Dispatch]:
+        """The bare token arrays of one batch, a program call at a time; options as for `generate`.
 
         No text and no stop strings: for measuring, and for callers that do their own bookkeeping.
         """
@@ -228,8 +227,8 @@ class Sampler:
                 return
             for column, row in enumerate(rows):
                 count = int(chosen.count[column])
-                tokens = np.asarray(chosen.tokens)[:count, column].tolist()
-                logprobs = np.asarray(chosen.logprobs)[:count, column].tolist()
+                tokens = chosen.tokens[:count, column].tolist()
+                logprobs = chosen.logprobs[:count, column].tolist()
                 if not np.isfinite(logprobs).all():
                     raise UserError(
                         f"the model's logits for prompt {row.request.index} are not finite (NaN or "

@@ -78,15 +78,15 @@ def test_shards_and_index(case: Case, tmp_path: Path) -> None:
 
 def test_sharded_parameters(ple: Case, tmp_path: Path) -> None:
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
-    columns = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "d"))
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(
-            leaf,
-            {"table": rows, "q_proj": columns, "projection": rows}.get(path[-1].key),
-        ),
-        ple.model.params,
-    )
+
+    def place(path: Any, leaf: jax.Array) -> jax.Array:
+        axis = {"table": 0, "projection": 0, "q_proj": leaf.ndim - 3}.get(path[-1].key)
+        if axis is None:
+            return leaf
+        spec = jax.sharding.PartitionSpec(*[None] * axis, "d")
+        return jax.device_put(leaf, jax.NamedSharding(mesh, spec))
+
+    params = jax.tree_util.tree_map_with_path(place, ple.model.params)
     model = replace(ple.model, params=params)
     checkpoint.save_huggingface(model, tmp_path / "out")
     equal_bytes(read_tensors(ple.folder), read_tensors(tmp_path / "out"))

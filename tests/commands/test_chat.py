@@ -4,6 +4,7 @@ import pytest
 
 import gemma4_jax as g4
 from gemma4_jax.sample.sampler import TextStream
+from gemma4_jax.text.chat import encode_prompt
 from gemma4_jax.text.parse import parse
 from tests.commands.test_generate import content, interrupted_after
 
@@ -80,6 +81,21 @@ def test_mistakes_do_not_end_the_conversation(run, sampler, model_folder):
     one = reply(sampler, [user("First")])
     two = reply(sampler, [user("First"), parse(one).as_dict(), user("Second one")])
     assert result.out == content(one) + content(two)
+
+
+def test_a_long_conversation_gets_shorter_answers(run, model, model_folder):
+    # The flag is a bound: a conversation that has grown must not fail for it.
+    result = run(
+        "chat", str(model_folder), "--temperature", "0", "--max-new-tokens", "250", stdin="Hi\n"
+    )
+    (wanted,) = g4.Sampler(model).generate(
+        [[user("Hi")]], max_new_tokens=256 - prompt_tokens(model, "Hi")
+    )
+    assert result.err == "" and result.out == content(wanted.text)
+
+
+def prompt_tokens(model, text):
+    return len(encode_prompt(model.tokenizer, [user(text)], family=model.config.family))
 
 
 def test_ctrl_c_stops_the_answer_only(run, sampler, model_folder, monkeypatch):

@@ -72,7 +72,6 @@ def test_mistakes_are_one_line(complaint, model_folder, tmp_path):
     assert "DST" in complaint("convert", folder)
     file = tmp_path / "file"
     file.write_text("x")
-    assert "exists" in complaint("convert", folder, str(file))
+    assert "is a file" in complaint("convert", folder, str(file))
     assert "is a file" in complaint("convert", folder, str(file), "--overwrite")
-    (line,) = complaint("convert", folder, target, "--dtype", "int3").splitlines()[-1:]
-    assert "int3" in line
+    assert "unknown dtype 'int3'" in complaint("convert", folder, target, "--dtype", "int3")

@@ -60,40 +60,37 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def streams(monkeypatch):
-    out, err = Terminal(), Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys, "stderr", err)
+def show(monkeypatch):
+    """show(output, **settings) -> what a display writes to two terminals, letter by letter."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    return out, err
+
+    def call(output, **settings):
+        out, err = Terminal(), Terminal()
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        display = Display(**settings)
+        for letter in output:
+            display.push(letter)
+        display.close()
+        return out.getvalue(), err.getvalue()
+
+    return call
 
 
-def show(output, **settings):
-    display = Display(**settings)
-    for letter in output:
-        display.push(letter)
-    display.close()
+def test_thoughts_are_dimmed_and_apart(show):
+    out, err = show("<|channel>thought\nhm<channel|>\n\nYes,  indeed. \n\n")
+    assert out == "Yes,  indeed.\n"
+    assert err == "\x1b[2mhm\n\x1b[0m"
 
 
-def test_thoughts_are_dimmed_and_apart(streams):
-    out, err = streams
-    show("<|channel>thought\nhm<channel|>\n\nYes,  indeed. \n\n")
-    assert out.getvalue() == "Yes,  indeed.\n"
-    assert err.getvalue() == "\x1b[2mhm\n\x1b[0m"
+def test_colour_ends_with_an_unfinished_thought(show):
+    assert show("<|channel>thought\nhm") == ("", "\x1b[2mhm\n\x1b[0m")
 
 
-def test_colour_ends_with_an_unfinished_thought(streams):
-    out, err = streams
-    show("<|channel>thought\nhm")
-    assert (out.getvalue(), err.getvalue()) == ("", "\x1b[2mhm\n\x1b[0m")
-
-
-def test_no_colour_if_unwanted(streams, monkeypatch):
+def test_no_colour_if_unwanted(show, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    show("<|channel>thought\nhm<channel|>Yes")
-    assert streams[1].getvalue() == "hm\n"
+    assert show("<|channel>thought\nhm<channel|>Yes") == ("Yes\n", "hm\n")
 
 
-def test_raw_text_is_left_alone(streams):
-    show("  <|channel>thought\nx ", raw=True)
-    assert streams[0].getvalue() == "  <|channel>thought\nx \n"
+def test_raw_text_is_left_alone(show):
+    assert show("  <|channel>thought\nx ", raw=True) == ("  <|channel>thought\nx \n", "")

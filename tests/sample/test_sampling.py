@@ -36,11 +36,8 @@ def reference_keep(scores, top_k, top_p, min_p):
     if top_p < 1:
         probs = np.where(left, np.exp(scores - scores.max()), 0)
         probs /= probs.sum()
-        order = np.argsort(-scores, kind="stable")
-        above = np.concatenate([[0], np.cumsum(probs[order])[:-1]])
-        kept = np.zeros_like(left)
-        kept[order] = above < top_p
-        left &= kept
+        above = np.array([probs[scores > score].sum() for score in scores])
+        left &= above < top_p
     if min_p:
         probs = np.exp(scores - scores.max())
         left &= probs >= min_p
@@ -57,9 +54,7 @@ def test_filters_equal_the_reference():
     top_k = rng.choice([0, 1, 2, 7, 64, VOCAB, VOCAB + 50], rows)
     top_p = rng.choice([1.0, 0.999, 0.9, 0.5, 0.05, 1e-6], rows)
     min_p = rng.choice([0.0, 0.001, 0.1, 1.0], rows)
-    got = np.asarray(
-        _keep(scores, settings(rows, 1.0, top_k, top_p, min_p), filters=EVERYTHING)
-    )
+    got = np.asarray(_keep(scores, settings(rows, 1.0, top_k, top_p, min_p), filters=EVERYTHING))
     for row in range(rows):
         want = reference_keep(scores[row].astype(np.float64), top_k[row], top_p[row], min_p[row])
         np.testing.assert_array_equal(got[row], want, err_msg=str(row))
@@ -70,11 +65,11 @@ def test_draws_follow_the_filtered_distribution():
     rows = 20_000
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 1.5, 12)
-    temperature, top_k, top_p, min_p = 1.4, 9, 0.93, 0.05
+    temperature, top_k, top_p, min_p = 1.4, 9, 0.9, 0.08
     kept = reference_keep(logits / temperature, top_k, top_p, min_p)
     expected = np.where(kept, np.exp(logits / temperature), 0)
     expected /= expected.sum()
-    assert 3 < kept.sum() < 9
+    assert 3 < kept.sum() < 9, kept.sum()
     token, _ = _sample(
         jnp.asarray(np.tile(logits, (rows, 1)), jnp.float32),
         settings(rows, temperature, top_k, top_p, min_p, seed=11),
@@ -90,7 +85,10 @@ def test_steps_of_one_row_are_independent_draws():
     expected = np.exp(logits) / np.exp(logits).sum()
     one = settings(1, seed=5)
     many = Settings(
-        *(jnp.broadcast_to(leaf, (steps,)) for leaf in (one.temperature, one.top_k, one.top_p, one.min_p)),
+        *(
+            jnp.broadcast_to(leaf, (steps,))
+            for leaf in (one.temperature, one.top_k, one.top_p, one.min_p)
+        ),
         key=jnp.broadcast_to(one.key, (steps,)),
     )
     token, _ = _sample(
@@ -172,7 +170,9 @@ def test_logprobs_are_the_models_own_and_blocked_ids_never_come():
     blocked[best] = True
     hot = settings(8, 5.0, top_k=3)
     for filters in (Filters(), Filters(sampled=True, top_k=True, candidates=64)):
-        token, logprob = _sample(logits, hot, jnp.zeros(8, jnp.int32), filters=filters, blocked=blocked)
+        token, logprob = _sample(
+            logits, hot, jnp.zeros(8, jnp.int32), filters=filters, blocked=blocked
+        )
         assert not blocked[np.asarray(token)].any()
         wanted = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
         np.testing.assert_allclose(
@@ -187,7 +187,9 @@ def test_logits_that_are_not_finite_show_in_the_logprob():
     logits[1, 5] = np.nan
     logits[2, 5] = np.inf
     for filters in (Filters(), EVERYTHING):
-        _, logprob = _sample(logits, settings(3, 1.0, 5, 0.9, 0.1), jnp.zeros(3, jnp.int32), filters=filters)
+        _, logprob = _sample(
+            logits, settings(3, 1.0, 5, 0.9, 0.1), jnp.zeros(3, jnp.int32), filters=filters
+        )
         assert np.isfinite(logprob).tolist() == [True, False, False]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -131,7 +132,7 @@ def test_a_run_that_diverges_stops_with_a_sentence(model_folder, sft_file, tmp_p
 
 GOOD = '{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}'
 BAD_ROLE = GOOD.replace("assistant", "asistant")
-LONG = GOOD.replace('"two"', json.dumps("two " * 200))
+LONG = GOOD.replace('"two"', json.dumps("two " * 400))
 
 
 @pytest.mark.parametrize(
@@ -195,3 +196,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(sft_file, model_folder, tm
     )
     with pytest.raises(UserError, match=r"the tokenizer has 500 tokens .* 384 rows"):
         train_sft.run(config)
+
+
+def test_nan_in_the_weights_is_found_before_training(model_folder, sft_file, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    file = broken / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()
+    file.write_bytes(data)
+    argv = ["tiny", "--model.architecture", "", "--model.path", str(broken)]
+    argv += ["--data.path", str(sft_file), "--run.workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as leaving:
+        train_sft.main(argv)
+    assert leaving.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1 and "NaN" in text
