@@ -21,14 +21,15 @@ def tiny() -> DPOConfig:
     """A tiny twin of E2B from random weights, for trying the machinery out; any laptop.
 
     Command: `python -m train.dpo tiny --data.path pairs.jsonl --run.workdir runs/tiny-dpo`
-    Expect: a loss of exactly ln 2 = 0.6931 at the first step, then falling; margins above 0.
+    After the tiny SFT run: add `--model.architecture "" --model.path runs/tiny/huggingface`.
+    Expect: a loss of ln 2 = 0.6931 at the first step, then falling; margins above 0.
     """
     return DPOConfig(
         model=ModelSource(architecture="tiny-ple"),
         data=DataConfig(max_length=256),
         batch=BatchConfig(rows=4),
         optim=OptimConfig(peak_lr=1e-3, warmup_fraction=0.1, b2=0.95),
-        run=RunConfig(steps=50, log_every=5, save_every=50),
+        run=RunConfig(steps=50, log_every=5, save_every=50, export_huggingface=True),
     )
 
 

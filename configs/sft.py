@@ -27,7 +27,7 @@ def tiny() -> SFTConfig:
         data=SFTDataConfig(max_length=256),
         batch=BatchConfig(rows=8),
         optim=OptimConfig(peak_lr=2e-3, warmup_fraction=0.1, b2=0.95),
-        run=RunConfig(steps=100, log_every=5, save_every=50),
+        run=RunConfig(steps=100, log_every=5, save_every=50, export_huggingface=True),
     )
 
 

@@ -8,14 +8,12 @@ same command after an interruption goes on where it stopped.
 Here: the order of events. Sizes are in recipe.py, what is printed at the end in summary.py.
 """
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -25,48 +23,26 @@ from examples.arithmetic.recipe import Recipe, dpo_config, sft_config, twin
 from examples.arithmetic.summary import Stage, print_results, write_report
 from examples.folder import open_folder, rows_of, write_rows, write_text
 from examples.narration import Narration
+from examples.running import command_line, train_once
 from gemma4_jax.build import Model, build
 from gemma4_jax.checkpoint import load
-from gemma4_jax.errors import UserError, report_user_errors
+from gemma4_jax.errors import UserError
 from gemma4_jax.hf_config import config_to_hf
 from gemma4_jax.text import chat
 from gemma4_jax.text.train_tokenizer import train_tokenizer
 from train import dpo, sft
 from train.start import open_start
 
-_AGAIN = "stopped; the same command goes on from here"
-
-
-class Stopped(Exception):
-    """A training run ended for a signal; `code` is the exit code to pass on."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.arithmetic.demo",
-        description="A tiny Gemma 4, from nothing to aligned.",
+    return command_line(
+        "python -m examples.arithmetic.demo",
+        "A tiny Gemma 4 learns arithmetic word problems: SFT, DPO, export, sampling.",
+        "runs/arithmetic",
+        lambda seed, path, *, fresh: run(Recipe(seed=seed), path, fresh=fresh),
+        argv,
     )
-    parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/arithmetic"), help="default: runs/arithmetic"
-    )
-    parser.add_argument("--fresh", action="store_true", help="delete an earlier demo there first")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random; default: 0")
-    arguments = parser.parse_args(argv)
-    with report_user_errors():
-        try:
-            run(Recipe(seed=arguments.seed), arguments.workdir, fresh=arguments.fresh)
-        except Stopped as stop:
-            print(_AGAIN)
-            return stop.code
-        except KeyboardInterrupt:
-            print(f"\n{_AGAIN}")
-            return 130
-    return 0
 
 
 def run(recipe: Recipe, path: Path, *, fresh: bool = False) -> list[Stage]:
@@ -79,7 +55,8 @@ def run(recipe: Recipe, path: Path, *, fresh: bool = False) -> list[Stage]:
     stages = [_measure("untrained", recipe, folder, held_out, narration)]
 
     narration.part(f"SFT: {recipe.sft_steps} steps on worked problems")
-    _train_sft(recipe, folder)
+    to_sft = sft_config(recipe, folder)
+    train_once(to_sft.run.workdir, lambda: sft.run(to_sft), narration.say)
     narration.part("the same held-out problems after SFT")
     stages.append(_measure("SFT", recipe, folder, held_out, narration))
 
@@ -94,7 +71,8 @@ def run(recipe: Recipe, path: Path, *, fresh: bool = False) -> list[Stage]:
     if pairs:
         narration.say(f"  for example: {json.dumps(pairs[0])}")
         narration.part("DPO on these pairs")
-        _train_dpo(recipe, folder, len(pairs))
+        to_dpo = dpo_config(recipe, folder, len(pairs))
+        train_once(to_dpo.run.workdir, lambda: dpo.run(to_dpo), narration.say)
         narration.part("the same held-out problems after DPO")
         stages.append(_measure("DPO", recipe, folder, held_out, narration))
     else:
@@ -161,27 +139,6 @@ def _measure(
     stage = Stage(name=name, answers=[Answer(**row) for row in rows])
     narration.say(f"  {name}: {stage.line()}")
     return stage
-
-
-def _train_sft(recipe: Recipe, folder: Path) -> None:
-    config = sft_config(recipe, folder)
-    _unless_finished(config.run.workdir, partial(sft.run, config))
-
-
-def _train_dpo(recipe: Recipe, folder: Path, pairs: int) -> None:
-    config = dpo_config(recipe, folder, pairs)
-    _unless_finished(config.run.workdir, partial(dpo.run, config))
-
-
-def _unless_finished(workdir: str, train: Callable[[], int]) -> None:
-    """Run `train`, which goes on from its newest checkpoint; once it has finished, never again."""
-    mark = Path(workdir) / "finished"
-    if mark.exists():
-        print(f"  finished before: {workdir}")
-        return
-    if code := train():
-        raise Stopped(code)
-    mark.touch()
 
 
 def _own_answers(recipe: Recipe, folder: Path, narration: Narration) -> list[Answer]:

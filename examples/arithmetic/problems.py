@@ -19,7 +19,10 @@ Operator = Literal["+", "-", "*"]
 HELD_OUT_SHARE = 8
 
 #: No number in a problem, a thought or an answer is above this.
-LARGEST = 99
+LARGEST = 30
+
+#: Numbers that are added, taken away or multiplied with are from 2 to this.
+LARGEST_OPERAND = 9
 
 _NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "keys", "pens", "shells", "stones", "toys")
@@ -151,12 +154,13 @@ def _draw(rng: random.Random) -> Problem:
     length = rng.randint(1, 3)
     steps: list[tuple[Operator, int]] = []
     if scene.grouped and rng.random() < 0.4:
-        start, m = rng.randint(2, 9), rng.randint(2, 9)
+        start = rng.randint(2, LARGEST_OPERAND)
+        m = rng.randint(2, min(LARGEST_OPERAND, LARGEST // start))
         sentences = [scene.grouped.format(n=start, m=m, **words)]
         steps.append(("*", m))
         value = start * m
     else:
-        value = start = rng.randint(2, 50)
+        value = start = rng.randint(2, LARGEST)
         sentences = [scene.opening.format(n=start, **words)]
     while len(steps) < length:
         sign, n = _step(rng, value)
@@ -169,8 +173,8 @@ def _draw(rng: random.Random) -> Problem:
 
 
 def _step(rng: random.Random, value: int) -> tuple[Operator, int]:
-    """Add or take away 2 to 20, staying between 1 and LARGEST."""
-    more, fewer = min(20, LARGEST - value), min(20, value - 1)
+    """Add or take away 2 to LARGEST_OPERAND, staying between 1 and LARGEST."""
+    more, fewer = min(LARGEST_OPERAND, LARGEST - value), min(LARGEST_OPERAND, value - 1)
     if fewer < 2 or (more >= 2 and rng.random() < 0.5):
         return "+", rng.randint(2, more)
     return "-", rng.randint(2, fewer)

@@ -38,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Load, then answer line by line."""
     from gemma4_jax.checkpoint import load
+    from gemma4_jax.compiled_programs import keep_compiled_programs
     from gemma4_jax.sample.sampler import Sampler
 
+    keep_compiled_programs()
     model = load(arguments.model, dtype=arguments.dtype)
     if not is_chat_model(model):
         raise UserError(

@@ -35,9 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     from gemma4_jax.checkpoint import load
     from gemma4_jax.commands.display import Display
+    from gemma4_jax.compiled_programs import keep_compiled_programs
     from gemma4_jax.sample.sampler import Sampler
     from gemma4_jax.text.parse import parse
 
+    keep_compiled_programs()
     model = load(arguments.model, dtype=arguments.dtype)
     if model.tokenizer is None:
         raise UserError(

@@ -15,7 +15,7 @@ from gemma4_jax.text.template import ChatTemplate
 from gemma4_jax.text.tokenizer import Tokenizer
 
 # Raw text, a conversation, or token ids that are used exactly as they are.
-Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | np.ndarray
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

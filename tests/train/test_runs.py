@@ -190,7 +190,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(sft_file, model_folder, tm
     from gemma4_jax.text.train_tokenizer import train_tokenizer
 
     big = tmp_path / "tokenizer.model"
-    train_tokenizer((f"word{i} text{i * 7}" for i in range(900)), 500, big)
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnop"), (900, 6))
+    train_tokenizer(("".join(word) for word in letters), 500, big)
     config = configure(
         sft.PRESETS, model_folder, sft_file, tmp_path / "run", "--model.tokenizer", str(big)
     )

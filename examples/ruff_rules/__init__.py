@@ -1,0 +1,1 @@
+"""`make demo-real`: SFT and DPO on real data, the documented rules of the ruff linter."""

@@ -1,0 +1,128 @@
+"""What `make demo-real` reports: preferences with intervals, plots, on the terminal and in HTML.
+
+Here: tables and their sentences. Not here: statistics (eval/stats.py), HTML itself (report.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from eval.stats import Interval, bootstrap_difference, compare, wilson
+from examples import report
+from examples.folder import read_rows, write_text
+from examples.narration import Narration
+from examples.ruff_rules.margins import Scores
+from examples.ruff_rules.recipe import Recipe
+
+_HEADER = ("model", "good example likelier (95 %)", "likelier per token (95 %)")
+_REWARDS = ("policy against reference", "reward accuracy (95 %)", "mean margin, nats (95 %)")
+_CHANGES = ("change", "likelier, difference (95 %)", "lost", "gained", "p (McNemar)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A model and its scores on the held-out pairs."""
+
+    name: str
+    scores: Scores
+
+    def row(self) -> tuple[str, ...]:
+        """Cells of the table of preferences."""
+        return (
+            self.name,
+            str(share(self.scores.likelier)),
+            str(share(self.scores.likelier_per_token)),
+        )
+
+    def line(self) -> str:
+        """One line for people."""
+        _, whole, per_token = self.row()
+        return f"good example likelier than the bad one: {whole}; per token: {per_token}"
+
+
+def share(right: np.ndarray) -> Interval:
+    """Proportion of True, with its interval."""
+    return wilson(int(right.sum()), right.size)
+
+
+def rewards(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+    """Each stage as policy against the one before as reference."""
+    rows: list[tuple[str, ...]] = []
+    for before, after in pairwise(stages):
+        margins = after.scores.margins(before.scores)
+        mean = bootstrap_difference(np.zeros_like(margins), margins)
+        cells = str(share(margins > 0)), f"{mean.estimate:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
+        rows.append((f"{after.name} against {before.name}", *cells))
+    return rows
+
+
+def changes(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+    """What each stage changed, pair by pair."""
+    rows: list[tuple[str, ...]] = []
+    for before, after in pairwise(stages):
+        change = compare(before.scores.likelier, after.scores.likelier)
+        rows.append(
+            (
+                f"{before.name} -> {after.name}",
+                str(change.difference),
+                str(change.only_first),
+                str(change.only_second),
+                f"{change.p_value:.2g}",
+            )
+        )
+    return rows
+
+
+def print_results(stages: Sequence[Stage], narration: Narration) -> None:
+    """Tables on the terminal."""
+    for header, rows in (
+        (_HEADER, [stage.row() for stage in stages]),
+        (_REWARDS, rewards(stages)),
+        (_CHANGES, changes(stages)),
+    ):
+        narration.say(report.text_table(header, rows))
+        narration.say("")
+
+
+def write_report(
+    recipe: Recipe,
+    folder: Path,
+    stages: Sequence[Stage],
+    seconds: Sequence[tuple[str, float, float]],
+) -> Path:
+    """The HTML file; returns its path."""
+    n = len(stages[0].scores.tokens)
+    parts = [
+        report.paragraph(
+            "A tiny Gemma 4 from random weights, trained on the documented rules of the ruff linter. "
+            f"Every number was measured in this run, on the {n} pairs of held-out rules."
+        ),
+        report.heading("Preferences on held-out rules"),
+        report.table(_HEADER, [stage.row() for stage in stages], "Wilson intervals"),
+        report.table(_REWARDS, rewards(stages), "Log-ratios, chosen minus rejected"),
+        report.table(_CHANGES, changes(stages), "The same pairs before and after"),
+        report.heading("Three held-out pairs"),
+    ]
+    for pair in read_rows(folder / "held_out.jsonl")[:3]:
+        parts.append(report.said("user", pair["prompt"][0]["content"]))
+        for side, right in (("chosen", True), ("rejected", False)):
+            parts.append(report.said(side, "", pair[side][0]["content"], right))
+    parts.append(report.heading("Training"))
+    for name in ("sft", "dpo"):
+        plot = folder / name / "metrics.png"
+        if plot.exists():
+            parts.append(report.picture(plot, f"{name.upper()}: {plot}"))
+    parts += [
+        report.heading("Time and settings"),
+        report.table(
+            ("part", "seconds", "CPU seconds"),
+            [(title, f"{wall:.0f}", f"{cpu:.0f}") for title, wall, cpu in seconds],
+        ),
+        report.table(("setting", "value"), asdict(recipe).items()),
+    ]
+    file = folder / "report.html"
+    write_text(file, report.page("A tiny Gemma 4 learns the rules of a linter", parts))
+    return file
