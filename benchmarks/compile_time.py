@@ -43,9 +43,7 @@ def lower_train_step(config: ModelConfig, rows: int = 4, length: int = 64) -> An
         optimizer,
         optax.constant_schedule(1e-3),
     )
-    state = jax.eval_shape(
-        lambda params: init_state(params, optimizer, 0), abstract_params(config)
-    )
+    state = jax.eval_shape(lambda params: init_state(params, optimizer, 0), abstract_params(config))
     ints = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     batch = {name: ints for name in ("tokens", "targets", "positions", "segment_ids")}
     batch["loss_mask"] = jax.ShapeDtypeStruct((rows, length), jnp.bool_)

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """One measurement."""
     config = _config(args.config)
     dtype = dtype_named(args.dtype)
-    params = jax.jit(lambda key: init_params(config, key, dtype))(jax.random.key(0))
+    params = init_params(config, jax.random.key(0), dtype)
     kept = {} if args.compression is None else {"cache_compression": args.compression}
     sampler = Sampler(build(config, params, dtype=dtype), max_batch=args.batch, **kept)
     del params

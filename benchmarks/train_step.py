@@ -52,14 +52,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--task", choices=("sft", "dpo"), default="sft")
     parser.add_argument("--batch", type=int, default=8, help="sequences in a step")
     parser.add_argument("--seq", type=int, default=128, help="tokens in a sequence")
-    parser.add_argument("--reference", choices=("live", "precomputed"), default="live", help="DPO only")
+    parser.add_argument(
+        "--reference", choices=("live", "precomputed"), default="live", help="DPO only"
+    )
     parser.add_argument("--dtype", default="float32", help="of the compute; parameters are float32")
     parser.add_argument("--remat", choices=REMAT_POLICIES, default="none")
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args(argv)
     with report_user_errors():
-        if args.batch < 1 or args.seq < 2 or args.repeat < 1 or (args.task == "dpo" and args.batch % 2):
-            raise UserError("--batch must be positive (even for dpo), --seq at least 2, --repeat positive")
+        if (
+            args.batch < 1
+            or args.seq < 2
+            or args.repeat < 1
+            or (args.task == "dpo" and args.batch % 2)
+        ):
+            raise UserError(
+                "--batch must be positive (even for dpo), --seq at least 2, --repeat positive"
+            )
         emit(run(args))
 
 

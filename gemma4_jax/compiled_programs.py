@@ -15,7 +15,9 @@ import jax
 
 def keep_compiled_programs() -> None:
     """Use $JAX_COMPILATION_CACHE_DIR if it is set, else `gemma4_jax/` in the user's cache directory."""
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.values.get("jax_compilation_cache_dir"):
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.values.get(
+        "jax_compilation_cache_dir"
+    ):
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     place = home / "gemma4_jax" / f"jax-{jax.__version__}-{_machine()}"

@@ -4,7 +4,6 @@ Here: weights from a folder, or fresh ones for a preset. Not here: reading check
 (gemma4_jax/checkpoint), the model itself.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -95,13 +94,8 @@ def _from_scratch(source: ModelSource, seed: int) -> Start:
         config=config,
         tokenizer=tokenizer,
         module=transformer(config, source.compute_dtype, source.remat),
-        load=functools.partial(_fresh_params, config, seed, dtype_named(source.param_dtype)),
+        load=lambda: init_params(config, jax.random.key(seed), dtype_named(source.param_dtype)),
     )
-
-
-def _fresh_params(config: ModelConfig, seed: int, dtype: Any) -> dict[str, Any]:
-    """Parameters drawn from `seed`; one compiled program instead of one for every operation."""
-    return jax.jit(lambda key: init_params(config, key, dtype))(jax.random.key(seed))
 
 
 def _architecture(name: str) -> ModelConfig:

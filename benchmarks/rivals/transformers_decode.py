@@ -40,7 +40,11 @@ def main() -> None:
     @torch.no_grad()
     def generate() -> None:
         model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=args.new, do_sample=False, pad_token_id=0
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=args.new,
+            do_sample=False,
+            pad_token_id=0,
         )
 
     before, whole = timed(prefill, args.repeat), timed(generate, args.repeat)

@@ -19,10 +19,13 @@ Operator = Literal["+", "-", "*"]
 HELD_OUT_SHARE = 8
 
 #: No number in a problem, a thought or an answer is above this.
-LARGEST = 30
+LARGEST = 99
 
-#: Numbers that are added, taken away or multiplied with are from 2 to this.
-LARGEST_OPERAND = 9
+#: Numbers that are added or taken away are from 2 to this.
+LARGEST_OPERAND = 20
+
+#: Factors are from 2 to this.
+LARGEST_FACTOR = 9
 
 _NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "keys", "pens", "shells", "stones", "toys")
@@ -154,8 +157,8 @@ def _draw(rng: random.Random) -> Problem:
     length = rng.randint(1, 3)
     steps: list[tuple[Operator, int]] = []
     if scene.grouped and rng.random() < 0.4:
-        start = rng.randint(2, LARGEST_OPERAND)
-        m = rng.randint(2, min(LARGEST_OPERAND, LARGEST // start))
+        start = rng.randint(2, LARGEST_FACTOR)
+        m = rng.randint(2, min(LARGEST_FACTOR, LARGEST // start))
         sentences = [scene.grouped.format(n=start, m=m, **words)]
         steps.append(("*", m))
         value = start * m

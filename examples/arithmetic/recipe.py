@@ -45,10 +45,10 @@ class Recipe:
 
     seed: int = 0
     vocab_size: int = 512
-    sft_rows: int = 16_000
+    sft_rows: int = 12_000
     sft_batch: int = 4
     sft_length: int = 256
-    sft_steps: int = 1200
+    sft_steps: int = 800
     sft_lr: float = 3e-3
     held_out: int = 500
     pair_problems: int = 600

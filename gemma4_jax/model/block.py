@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.attention import KeyValues, attend, rotated_slice
-from gemma4_jax.model.layers import MLP, RMSNorm, fan_in, gelu, param, rms_normalize
+from gemma4_jax.model.layers import MLP, RMSNorm, constant, fan_in, gelu, param, rms_normalize
 from gemma4_jax.model.layout import Run, Segment
 from gemma4_jax.model.moe import GroupedMatmul, MoE
 from gemma4_jax.model.rope import Rotation, rotate, rotation
@@ -210,7 +210,7 @@ class Block(nn.Module):
             mix = PerLayerInput(self.config, self.dtype, name="per_layer_input")
             x = x + mix(x, per_layer_input)
         # Hugging Face keeps the scalar as a buffer: it scales the whole stream and is never trained.
-        scalar = jax.lax.stop_gradient(param(self, "layer_scalar", (), (), nn.initializers.ones))
+        scalar = jax.lax.stop_gradient(param(self, "layer_scalar", (), (), constant(1.0)))
         x = x * scalar.astype(self.dtype)
         self.sow("intermediates", "layer_out", x)
         if self.layer.kind in lending:
@@ -246,7 +246,7 @@ class PerLayerInput(nn.Module):
 
 
 class PatternBlock(nn.Module):
-    """The runs of one repeat of a segment; the body of a segment's scan."""
+    """The runs of one repeat of a segment; the body of a segment's scan (over a cache: `stepping.py`)."""
 
     config: ModelConfig
     segment: Segment
@@ -274,7 +274,7 @@ class PatternBlock(nn.Module):
             if per_layer_inputs is not None:
                 inputs = per_layer_inputs[before : before + run.length]
             before += run.length
-            layers = self._scanned(run, one_token=x.shape[1] == 1)(
+            layers = self._scanned(run)(
                 self.config, run.layer, self.dtype, self.grouped_matmul, name=f"slot_{slot}"
             )
             places = jnp.arange(run.length)
@@ -284,7 +284,7 @@ class PatternBlock(nn.Module):
             updated.append(entry)
         return (x, tuple(updated), lending), None
 
-    def _scanned(self, run: Run, one_token: bool) -> Any:
+    def _scanned(self, run: Run) -> Any:
         """Block, rematerialised as asked, scanned over the layers of a run."""
         target: Any = Block
         if self.remat != "none":
@@ -300,8 +300,6 @@ class PatternBlock(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=run.length,
-            # Decoding reads every weight once a token: a loop in a loop would copy each of them twice.
-            unroll=run.length if one_token else 1,
             metadata_params={nn.PARTITION_NAME: "run"},
         )
 

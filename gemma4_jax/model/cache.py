@@ -149,10 +149,16 @@ def write(entry: Entry, new: dict[str, Array], index: Index, at: Int[Array, "B C
     }
 
 
+def pick(stacked: Array, index: Index) -> Array:
+    """stacked[index] in one slice."""
+    if all(isinstance(i, int) for i in index):
+        return stacked[index]
+    rest = stacked.shape[2:]
+    start = (*index, *(0,) * len(rest))
+    return jax.lax.dynamic_slice(stacked, start, (1, 1, *rest)).reshape(rest)
+
+
 def read(entry: Entry, index: Index) -> dict[str, Array]:
     """The buffers of one layer, [B, S, K, ...]."""
     assert entry is not None
-    return {
-        name: jax.lax.dynamic_slice(buffer, (*index, 0, 0, 0, 0), (1, 1, *buffer.shape[2:]))[0, 0]
-        for name, buffer in entry.items()
-    }
+    return {name: pick(buffer, index) for name, buffer in entry.items()}

@@ -4,6 +4,7 @@ Letters: B batch, T tokens, D d_model, F feed-forward, V vocabulary, L layers, P
 Logical axis names are declared where a parameter is created; `sharding.py` says what they mean on a mesh.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +12,39 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import ModelConfig
 
-Initializer = (
-    Any  # jax.nn.initializers.Initializer is a protocol that linen's wrapper does not satisfy
-)
+
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """How a parameter starts: `mean` plus Gaussian noise of `stddev`, whatever its shape."""
+
+    mean: float = 0.0
+    stddev: float = 0.0
+
+    def __call__(self, key: Array, shape: Sequence[int]) -> Array:
+        """Draw in float32."""
+        start = jnp.full(shape, self.mean, jnp.float32)
+        return start + self.stddev * jax.random.normal(key, shape) if self.stddev else start
 
 
-def normal(stddev: float) -> Initializer:
-    """Gaussian initialiser."""
-    return nn.initializers.normal(stddev)
+def constant(value: float) -> Initializer:
+    """Every number the same."""
+    return Initializer(mean=value)
 
 
 def fan_in(size: int) -> Initializer:
     """Gaussian of variance 1 / size: keeps unit variance through a contraction over `size`."""
-    return normal(1 / math.sqrt(size))
+    return Initializer(stddev=1 / math.sqrt(size))
+
+
+class Declared(nn.LogicallyPartitioned):
+    """A parameter with what was declared about it: logical axis names and initialiser."""
+
+    initializer: Initializer = struct.field(default=Initializer(), pytree_node=False)
 
 
 def param(
@@ -38,8 +55,11 @@ def param(
     init: Initializer,
 ) -> Array:
     """Declare a float32 parameter of `module` with one logical axis name per dimension."""
-    boxed = nn.with_logical_partitioning(init, tuple(axes))
-    value: Any = module.param(name, boxed, tuple(shape), jnp.float32)
+
+    def declare(key: Array) -> Declared:
+        return Declared(init(key, shape), names=tuple(axes), initializer=init)
+
+    value: Any = module.param(name, declare)
     return value
 
 
@@ -69,7 +89,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Normalise the last axis."""
-        init = nn.initializers.constant(self.initial_scale)
+        init = constant(self.initial_scale)
         scale = param(self, "scale", x.shape[-1:], (self.axis,), init)
         return (rms_normalize(x, self.eps) * scale.astype(jnp.float32)).astype(x.dtype)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import ModelConfig
-from gemma4_jax.model.layers import fan_in, gelu, param, rms_normalize
+from gemma4_jax.model.layers import constant, fan_in, gelu, param, rms_normalize
 
 # (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
 GroupedMatmul = Callable[[Array, Array, Array], Array]
@@ -70,7 +70,7 @@ class MoE(nn.Module):
         moe = self.config.moe
         assert moe is not None
         d_model, num, width = stream.shape[-1], moe.num_experts, moe.d_ff
-        ones = nn.initializers.ones
+        ones = constant(1.0)
         router = param(self, "router_proj", (d_model, num), ("embed", "experts"), fan_in(1))
         router_scale = param(self, "router_scale", (d_model,), ("embed",), ones)
         expert_scale = param(self, "expert_scale", (num,), ("experts",), ones)

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import RopeConfig
 
-# (cos, sin), each [B, T, n]
-Rotation = tuple[Float[Array, "B T n"], Float[Array, "B T n"]]
+# (cos, sin), each [B, T, n]; B may be 1 for positions that all rows share; B may be 1 for all rows alike
+Rotation = tuple[Float[Array, "#B T n"], Float[Array, "#B T n"]]
 
 
 def rotation(positions: Int[Array, "B T"], head_dim: int, rope: RopeConfig) -> Rotation:

@@ -16,10 +16,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gemma4_jax.config import FULL, SLIDING, ModelConfig
+from gemma4_jax.config import FULL, SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model.block import (
+    Block,
     Context,
     Lent,
     PatternBlock,
@@ -28,10 +30,11 @@ from gemma4_jax.model.block import (
     cached_keys,
 )
 from gemma4_jax.model.cache import Cache
-from gemma4_jax.model.layers import Embedder, PerLayerEmbedder, RMSNorm
+from gemma4_jax.model.layers import Declared, Embedder, PerLayerEmbedder, RMSNorm
 from gemma4_jax.model.layout import Segment, layer_address, segments
 from gemma4_jax.model.moe import GroupedMatmul
 from gemma4_jax.model.rope import rotation
+from gemma4_jax.model.stepping import step_segment
 from gemma4_jax.model.visibility import EMPTY, TokenFacts, media_blocks
 
 
@@ -208,12 +211,8 @@ class Transformer(nn.Module):
         ):
             if not start <= segment.start < stop:
                 continue
-            inputs = None
-            if per_layer is not None:
-                inputs = per_layer[segment.start : segment.stop]
-                inputs = inputs.reshape(segment.repeats, segment.period, *inputs.shape[1:])
             mine = (None,) * len(segment.pattern) if cache is None else cache.entries[number]
-            lending = {
+            lending: Lent = {
                 layer.kind: blank_lending(
                     layer,
                     mine[layer_address(self.config, layer.index).slot],
@@ -224,12 +223,26 @@ class Transformer(nn.Module):
                 for layer in self.config.layers[segment.start : segment.stop]
                 if layer.lends_kv
             }
-            repeat = jnp.arange(segment.repeats)
-            (x, mine, lending), _ = stack((x, mine, lending), context, lent, inputs, repeat)
+            if cache is None and start == 0:
+                inputs = None
+                if per_layer is not None:
+                    inputs = per_layer[segment.start : segment.stop]
+                    inputs = inputs.reshape(segment.repeats, segment.period, *inputs.shape[1:])
+                repeat = jnp.arange(segment.repeats)
+                (x, mine, lending), _ = stack((x, mine, lending), context, lent, inputs, repeat)
+            else:
+                weights = stack.variables["params"]
+                x, mine, lending = step_segment(
+                    segment, self._block, weights, (x, mine, lending), context, lent, per_layer
+                )
             if cache is not None:
                 entries[number] = mine
             lent |= lending
         return x, tuple(entries)
+
+    def _block(self, layer: LayerConfig) -> Block:
+        """An unbound Block, to be given its weights."""
+        return Block(self.config, layer, self.dtype, self.grouped_matmul, parent=None)
 
     def _lent_from(self, cache: Cache) -> Lent:
         """K/V of the lending layers, read back from the cache."""
@@ -256,32 +269,56 @@ def _scanned(segment: Segment) -> Any:
     )
 
 
-def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Fresh parameters, drawn as documented where each is declared; a plain nested dict."""
-    variables = Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))
-    params = nn.meta.unbox(variables)["params"]
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
 @functools.cache
-def _abstract(config: ModelConfig) -> Any:
+def _declared(config: ModelConfig) -> Any:
+    """The parameter tree with a `Declared` of a ShapeDtypeStruct at every leaf."""
     init = functools.partial(Transformer(config).init, tokens=jnp.zeros((1, 1), jnp.int32))
     return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
+def _is_declared(leaf: Any) -> bool:
+    return isinstance(leaf, Declared)
+
+
+def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Fresh parameters, drawn as declared where each is created; a plain nested dict.
+
+    Drawn by numpy, leaf by leaf, each from its own stream of the key: the same on every platform, and at
+    once. (XLA needs about a second to compile a Gaussian of one shape; a tiny model has twenty shapes.)
+    """
+    entropy = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
+
+    def draw(number: int, leaf: Declared) -> Array:
+        start, shape = leaf.initializer, leaf.value.shape
+        values = np.full(shape, start.mean, np.float32)
+        if start.stddev:
+            stream = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
+            values += start.stddev * stream.standard_normal(shape, np.float32)
+        return jnp.asarray(values, dtype)
+
+    leaves, tree = jax.tree.flatten(_declared(config), is_leaf=_is_declared)
+    params: dict[str, Any] = jax.tree.unflatten(
+        tree, [draw(number, leaf) for number, leaf in enumerate(leaves)]
+    )
+    return params
+
+
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
     """Shapes of the parameters as jax.ShapeDtypeStruct, without allocating anything."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nn.meta.unbox(_abstract(config))
+    params: dict[str, Any] = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype),
+        _declared(config),
+        is_leaf=_is_declared,
     )
+    return params
 
 
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
     """Logical axis names of every parameter: the same tree as `abstract_params`, tuples as leaves."""
-    specs = nn.get_partition_spec({"params": _abstract(config)})["params"]
-    return jax.tree.map(
-        tuple, specs, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec)
+    axes: dict[str, Any] = jax.tree.map(
+        lambda leaf: leaf.names, _declared(config), is_leaf=_is_declared
     )
+    return axes
 
 
 def num_params(config: ModelConfig) -> int:

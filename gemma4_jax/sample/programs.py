@@ -48,7 +48,6 @@ class Plan:
     compression: Compression
     cache_dtype: Any
     prefill_chunk: int
-    min_rows: int
     stop_ids: jax.Array  # int32 [n], -1 matches nothing
     blocked: jax.Array  # bool [V]
 
@@ -71,7 +70,7 @@ def run(
     The caller may `send` a bool array [len(requests)]: rows with False are ended. Chosen's rows beyond
     the requests are padding.
     """
-    rows = max(plan.min_rows, buckets.power_of_two(len(requests)))
+    rows = buckets.power_of_two(len(requests))
     padding = rows - len(requests)
     longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
     # The last token is never written, but a whole chunk must fit where a prompt ends within it.

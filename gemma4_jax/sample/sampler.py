@@ -198,7 +198,6 @@ class Sampler:
             compression=self.cache_compression,
             cache_dtype=self._cache_dtype,
             prefill_chunk=self._prefill_chunk,
-            min_rows=1,
             stop_ids=jnp.array(padded, jnp.int32),
             blocked=self._blocked,
         )

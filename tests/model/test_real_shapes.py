@@ -42,9 +42,7 @@ def test_loss_and_gradient_at_8192_tokens(name):
 def test_decode_step_at_full_context(name):
     config = preset(name)
     module = transformer(config, "bfloat16")
-    cache = jax.eval_shape(
-        lambda: init_cache(config, 1, config.max_position, jnp.bfloat16, "both")
-    )
+    cache = jax.eval_shape(lambda: init_cache(config, 1, config.max_position, jnp.bfloat16, "both"))
 
     def step(params, tokens, count, cache):
         return module.apply({"params": params}, tokens, count, cache, method="extend")

@@ -247,12 +247,12 @@ def test_bad_sampler_settings(model, options, message):
 WRONG_TYPES = """
 import jax
 from gemma4_jax.build import build
-from gemma4_jax.model.transformer import init_params
+from gemma4_jax.model.transformer import abstract_params
 from gemma4_jax.presets import preset
 from gemma4_jax.sample import Sampler
 
 config = preset("tiny-dense")
-model = build(config, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+model = build(config, abstract_params(config))
 try:
     Sampler(model, cache_compression="values")
 except ValueError as error:

@@ -1,0 +1,30 @@
+"""Every greedy token of transformers, through the sampler: in company, in chunks, past the window."""
+
+import numpy as np
+import pytest
+
+from gemma4_jax.checkpoint import load
+from gemma4_jax.sample import Sampler
+from tests.oracle.cases import TEXT_CASES, load_case
+
+CASES = [(name, "value") for name in TEXT_CASES] + [("dense", "value+rotated"), ("dense", "both")]
+
+
+@pytest.mark.parametrize(("name", "compression"), CASES)
+def test_greedy_tokens(name, compression):
+    case = load_case(name)
+    wanted = case.vectors["greedy_tokens"].tolist()
+    prompt = case.vectors["greedy_prompt"][0].tolist()
+    assert len(wanted) > 2 * loaded(name).config.window  # the ring goes round while decoding
+    sampler = Sampler(loaded(name), cache_compression=compression, prefill_chunk=16)
+    company = [case.vectors["input_ids"][1, :n].tolist() for n in (1, 33, 9)]
+    done = sampler.generate([company[0], prompt, *company[1:]], len(wanted), ignore_eos=True)
+    assert done[1].tokens == wanted
+    logits = case.vectors["greedy_logits"].astype(np.float64)
+    chosen = logits[np.arange(len(wanted)), wanted]
+    logprobs = chosen - np.log(np.exp(logits).sum(-1))
+    np.testing.assert_allclose(done[1].logprobs, logprobs, atol=1e-3)
+
+
+def loaded(name):
+    return load(load_case(name).folder)
