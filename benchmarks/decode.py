@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for chosen in sampler.dispatches(prompts, max_new_tokens=args.new, ignore_eos=True):
             if len(clocks) == 1:
                 clocks.append((time.perf_counter(), time.process_time()))
-        if not np.isfinite(chosen.logprobs).all():
-            raise UserError("the random model's logits are not finite")
+            if not np.isfinite(chosen.logprobs).all():
+                raise UserError("the random model's logits are not finite")
         clocks.append((time.perf_counter(), time.process_time()))
         return clocks
 

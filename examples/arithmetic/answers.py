@@ -6,7 +6,7 @@ what counts as the answer (gemma4_jax/verify), intervals (eval/stats.py).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 from examples.arithmetic.problems import Problem
@@ -91,22 +91,32 @@ def make_pairs(answers: Iterable[Answer], per_problem: int = 2) -> list[dict[str
     """Preference rows: a right answer against a wrong one to the same question.
 
     answers: those of one problem side by side. Only well-formed ones are used, each at most once;
-    problems answered all right or all wrong give nothing.
+    problems answered all right or all wrong give nothing. Answers that part late go together: what
+    a wrong answer says after its first mistake often follows from it, and is not to be unlearnt.
     """
     rows: list[dict[str, Any]] = []
     for question, group in groupby(answers, key=lambda answer: answer.question):
-        usable = {a.text: a for a in group if a.well_formed}.values()
-        right = [a for a in usable if a.right]
-        wrong = [a for a in usable if not a.right]
-        rows += [
-            {
-                "prompt": [{"role": "user", "content": question}],
-                "chosen": [_message(chosen)],
-                "rejected": [_message(rejected)],
-            }
-            for chosen, rejected in list(zip(right, wrong, strict=False))[:per_problem]
-        ]
+        usable = list({a.text: a for a in group if a.well_formed}.values())
+        pairs = product((a for a in usable if a.right), (a for a in usable if not a.right))
+        used: set[str] = set()
+        for chosen, rejected in sorted(pairs, key=_parting, reverse=True):
+            if len(used) < 2 * per_problem and used.isdisjoint((chosen.text, rejected.text)):
+                used |= {chosen.text, rejected.text}
+                rows.append(
+                    {
+                        "prompt": [{"role": "user", "content": question}],
+                        "chosen": [_message(chosen)],
+                        "rejected": [_message(rejected)],
+                    }
+                )
     return rows
+
+
+def _parting(pair: tuple[Answer, Answer]) -> int:
+    """Characters that both texts begin with."""
+    texts = [answer.text for answer in pair]
+    unlike = (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b)
+    return next(unlike, min(map(len, texts)))
 
 
 def _message(answer: Answer) -> dict[str, str]:

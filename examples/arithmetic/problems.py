@@ -19,10 +19,10 @@ Operator = Literal["+", "-", "*"]
 HELD_OUT_SHARE = 8
 
 #: No number in a problem, a thought or an answer is above this.
-LARGEST = 99
+LARGEST = 30
 
 #: Numbers that are added or taken away are from 2 to this.
-LARGEST_OPERAND = 20
+LARGEST_OPERAND = 9
 
 #: Factors are from 2 to this.
 LARGEST_FACTOR = 9

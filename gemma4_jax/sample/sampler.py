@@ -101,8 +101,10 @@ class TextStream(Iterator[str]):
 class Sampler:
     """Continues prompts with a model.
 
-    cache_compression: how k_eq_v layers are remembered (`model/cache.py`). cache_dtype: of keys and
-    values, by default the model's compute dtype. prefill_chunk: most prompt tokens one program call takes.
+    cache_compression: how k_eq_v layers are remembered (`model/cache.py`). The default is the smallest, and on
+    CPU the fastest up to some 8 Ki positions (24 CPU-ms a token against 28 and 26 for the others at 768;
+    59 against 53 and 48 at 16 Ki: there a larger cache buys time). cache_dtype: of keys and values, by
+    default the model's compute dtype. prefill_chunk: most prompt tokens one program call takes.
     max_batch: most prompts that run together.
     """
 
