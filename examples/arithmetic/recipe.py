@@ -55,8 +55,8 @@ class Recipe:
     samples: int = 4
     temperature: float = 1.0
     dpo_batch: int = 16
-    dpo_epochs: float = 2.0
-    dpo_lr: float = 5e-4
+    dpo_epochs: float = 1.0
+    dpo_lr: float = 5e-5
     beta: float = 0.1
 
     def fingerprint(self) -> dict[str, Any]:
