@@ -86,10 +86,16 @@ def test_mistakes_do_not_end_the_conversation(run, sampler, model_folder):
 def test_a_long_conversation_gets_shorter_answers(run, model, model_folder):
     # The flag is a bound: a conversation that has grown must not fail for it.
     result = run(
-        "chat", str(model_folder), "--temperature", "0", "--max-new-tokens", "250", stdin="Hi\n"
+        "chat",
+        str(model_folder),
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "250",
+        stdin="Hello there\n",
     )
     (wanted,) = g4.Sampler(model).generate(
-        [[user("Hi")]], max_new_tokens=256 - prompt_tokens(model, "Hi")
+        [[user("Hello there")]], max_new_tokens=256 - prompt_tokens(model, "Hello there")
     )
     assert result.err == "" and result.out == content(wanted.text)
 
