@@ -1,18 +1,16 @@
-"""An answer on the terminal as it comes: content on stdout, thoughts apart, dimmed, on stderr.
+"""An answer on the terminal as it comes: content on stdout; thoughts and tool calls apart, dimmed, on stderr.
 
-A whole answer is taken apart by `text.parse`; here the same is done on a stream, where the end of a mark
-or of the thought's label may not be there yet.
+What is which is `text.parse`'s to say, for an answer that is still being written as for a whole one.
 """
 
+import json
 import os
 import sys
 from typing import Protocol, runtime_checkable
 
-from gemma4_jax.text import control
+from gemma4_jax.text.parse import Piece, Scanner, ToolCall
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-_MARKS = (control.CHANNEL, control.CHANNEL_END)
-_LABEL = control.THOUGHT_OPEN.removeprefix(control.CHANNEL)
 
 
 @runtime_checkable
@@ -26,52 +24,6 @@ class Stream(Protocol):
     def isatty(self) -> bool: ...
 
 
-class ThoughtSplitter:
-    """Cuts streamed text into (is it thought, text); marks and the thought's label are left out.
-
-    in_thought: the prompt ends inside a thought.
-    """
-
-    def __init__(self, in_thought: bool = False) -> None:
-        self._thinking = self._label_may_come = in_thought
-        self._held = ""
-
-    def push(self, text: str) -> list[tuple[bool, str]]:
-        """Add text; returns the pieces that are now certain."""
-        text, self._held = self._held + text, ""
-        pieces: list[tuple[bool, str]] = []
-        while text:
-            places = [(at, mark) for mark in _MARKS if (at := text.find(mark)) >= 0]
-            if not places:
-                cut = len(text) - _start_of_mark(text)
-                self._emit(pieces, text[:cut], more=True)
-                self._held += text[cut:]
-                break
-            at, mark = min(places)
-            self._emit(pieces, text[:at], more=False)
-            self._held = ""
-            self._thinking = self._label_may_come = mark == control.CHANNEL
-            text = text[at + len(mark) :]
-        return pieces
-
-    def close(self) -> list[tuple[bool, str]]:
-        """The stream is over: what was held back."""
-        pieces: list[tuple[bool, str]] = []
-        text, self._held = self._held, ""
-        self._emit(pieces, text, more=False)
-        return pieces
-
-    def _emit(self, pieces: list[tuple[bool, str]], text: str, more: bool) -> None:
-        if self._label_may_come and text:
-            if more and _LABEL.startswith(text):
-                self._held = text
-                return
-            text = "" if text == _LABEL.rstrip() else text.removeprefix(_LABEL)
-            self._label_may_come = False
-        if text:
-            pieces.append((self._thinking, text))
-
-
 class Display:
     """Writes an answer piece by piece; white space around the content is left out, as `parse` does.
 
@@ -81,8 +33,8 @@ class Display:
     def __init__(self, *, raw: bool = False, in_thought: bool = False) -> None:
         self._out, self._err = sys.stdout, sys.stderr
         self._raw = raw
-        self._splitter = ThoughtSplitter(in_thought)
-        self._in_thought = False
+        self._scanner = Scanner(in_thought)
+        self._aside = False  # dimmed text was begun
         self._space: str | None = (
             None  # held back between words of the content; None before the first
         )
@@ -93,25 +45,41 @@ class Display:
         if self._raw:
             self._write(self._out, piece)
             return
-        for thought, text in self._splitter.push(piece):
-            self._show(thought, text)
+        for found in self._scanner.push(piece):
+            self._show(found)
 
     def close(self) -> None:
         """The answer is over, or was stopped: show the rest and end the line."""
-        for thought, text in self._splitter.close():
-            self._show(thought, text)
-        self._end_thought()
+        for found in self._scanner.close():
+            self._show(found)
+        self._end_aside()
         if self._last != "\n":
             self._write(self._out, "\n")
 
-    def _show(self, thought: bool, text: str) -> None:
-        if thought:
-            if not self._in_thought:
-                self._in_thought = True
-                self._write(self._err, _DIM if colours(self._err) else "")
-            self._write(self._err, text)
-            return
-        self._end_thought()
+    def _show(self, piece: Piece) -> None:
+        if piece.call:
+            self._end_aside()
+            self._show_aside(("" if self._last == "\n" else "\n") + _spelt(piece.call))
+        elif piece.kind == "reasoning":
+            self._show_aside(piece.text)
+        else:
+            self._end_aside()
+            self._show_content(piece.text)
+
+    def _show_aside(self, text: str) -> None:
+        if not self._aside:
+            self._aside = True
+            self._write(self._err, _DIM if colours(self._err) else "")
+        self._write(self._err, text)
+
+    def _end_aside(self) -> None:
+        if self._aside:
+            self._aside = False
+            self._write(self._err, "" if self._last == "\n" else "\n")
+            self._write(self._err, _PLAIN if colours(self._err) else "")
+            self._last = "\n"
+
+    def _show_content(self, text: str) -> None:
         if self._space is None:
             text = text.lstrip()
         solid = text.rstrip()
@@ -120,13 +88,6 @@ class Display:
             self._space = ""
         if self._space is not None:
             self._space += text[len(solid) :]
-
-    def _end_thought(self) -> None:
-        if self._in_thought:
-            self._in_thought = False
-            self._write(self._err, "" if self._last == "\n" else "\n")
-            self._write(self._err, _PLAIN if colours(self._err) else "")
-            self._last = "\n"
 
     def _write(self, stream: Stream, text: str) -> None:
         if text:
@@ -140,10 +101,6 @@ def colours(stream: Stream) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _start_of_mark(text: str) -> int:
-    """Length of the longest end of `text` that a mark begins with."""
-    longest = max(map(len, _MARKS)) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(mark.startswith(text[-size:]) for mark in _MARKS):
-            return size
-    return 0
+def _spelt(call: ToolCall) -> str:
+    """A call as a line: its name and its arguments as JSON."""
+    return f"[{call.name} {json.dumps(call.arguments, ensure_ascii=False)}]"

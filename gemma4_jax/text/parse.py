@@ -1,9 +1,8 @@
 """What a model wrote, taken apart: thought, content, tool calls.
 
-Here: a scanner over the output that knows whether it is inside a thought. Reading one call is
-`arguments.py`. The scanner hands out pieces as it finds them, so that a streaming parser can be
-built on it. Outputs are often imperfect; the rules for mending them are in the comments. Nothing
-here raises.
+Here: a scanner over the output that knows whether it is inside a thought; it takes the output whole or as
+it is written, by the same rules. Reading one call is `arguments.py`. Outputs are often imperfect; the rules
+for mending them are in the comments. Nothing here raises.
 """
 
 import re
@@ -14,19 +13,27 @@ from typing import Any
 from gemma4_jax.text import control
 from gemma4_jax.text.arguments import ToolCall, read_call
 
-__all__ = ["Message", "ToolCall", "parse", "scan", "starts_in_thought"]
+__all__ = ["Message", "Scanner", "ToolCall", "parse", "scan", "starts_in_thought"]
 
 _STARTS = (control.CHANNEL, control.CALL)
 _ENDS = (control.CHANNEL_END, control.CALL_END)
 #: Where the model's message is over: the end of its turn, the next turn, or a tool's answer.
 _FINAL = (control.TURN_END, control.TURN, control.EOS, control.RESPONSE)
 _SILENT = (control.BOS, control.PAD)
-_MARK = re.compile("|".join(map(re.escape, (*_STARTS, *_ENDS, *_FINAL, *_SILENT))))
+_MARKS = (*_STARTS, *_ENDS, *_FINAL, *_SILENT)
+_LONGEST_MARK = max(map(len, _MARKS))
+_MARK = re.compile("|".join(map(re.escape, _MARKS)))
 _PROMPT_MARK = re.compile(
     "|".join(map(re.escape, (*_STARTS, *_ENDS, *_FINAL, control.RESPONSE_END)))
 )
+_LABEL_TEXT = "thought\n"
 _LABEL = re.compile(r"thought(?:\n|\Z)")
 _BARE_CALL = re.compile(r"call:")
+#: The end of a text that may turn out to be a call without its opening token: as far as its name's end, or
+#: the beginning of that.
+_MAY_BE_CALL = re.compile(
+    r"call:\s*[^\s{}()\[\]<>\"',]*\s*(?:[{(].*)?\Z|(?:call|cal|ca|c)\Z", re.DOTALL
+)
 _MAX_CANDIDATES = 8  # each may be read to its end: hostile output must not make that quadratic
 
 
@@ -95,49 +102,124 @@ def starts_in_thought(prompt_text: str) -> bool:
 
 def scan(output_text: str, prompt_text: str = "") -> Iterator[Piece]:
     """The output's pieces in order."""
-    text, at = output_text, 0
     thinking = starts_in_thought(prompt_text) or _lacks_opener(output_text, prompt_text)
-    fresh = thinking  # at the start of a thought, where its label stands
-    while True:
-        mark = _MARK.search(text, at)
-        run = text[at : mark.start() if mark else len(text)]
-        after = mark.end() if mark else len(text)
-        token = mark[0] if mark else ""
-        if thinking:
-            yield from _thought(run, fresh, closed=token in (control.CHANNEL_END, control.CALL))
-            fresh = fresh and not run
-        elif token == control.CALL_END and (bare := _bare_call(text, at, after)):
-            yield Piece("content", text[at : bare[0]])
-            yield Piece("call", call=bare[1])
-        elif run:
-            yield Piece("content", run)  # and a stray closing token is absorbed
-        if token == control.CHANNEL:
-            thinking = fresh = True  # inside a thought, a second opener changes nothing
-        elif token == control.CHANNEL_END:
-            thinking = False
-        elif token == control.CALL:
-            thinking = False  # a call ends a thought that was not closed
-            call, at = read_call(text, after)
-            if call:
-                yield Piece("call", call=call)
-            continue
-        elif token == control.RESPONSE and (end := text.find(control.RESPONSE_END, after)) >= 0:
-            after = end + len(
-                control.RESPONSE_END
-            )  # a tool's answer inside the text: not the model's
-        elif token in _FINAL or not token:
+    scanner = Scanner(thinking)
+    yield from scanner.push(output_text)
+    yield from scanner.close()
+
+
+class Scanner:
+    """The pieces of an output that is still being written.
+
+    A piece is handed out as soon as nothing that may follow can change it. Whatever parts the output
+    comes in, the pieces add up to those of `scan`, but for one thing that only the whole output tells:
+    whether it closes a thought that nothing opened.
+
+    in_thought: the output begins inside a thought (`starts_in_thought` of its prompt).
+    """
+
+    def __init__(self, in_thought: bool = False) -> None:
+        self._thinking = in_thought
+        self._fresh = in_thought  # at the start of a thought, where its label stands
+        self._text = ""
+        self._at = 0  # what stands before was handed out
+        self._over = False
+
+    def push(self, text: str) -> list[Piece]:
+        """Add text; returns the pieces that are now certain."""
+        self._text = self._text[self._at :] + text
+        self._at = 0
+        return list(self._pieces(last=False))
+
+    def close(self) -> list[Piece]:
+        """The output is over: what was held back."""
+        return list(self._pieces(last=True))
+
+    def _pieces(self, last: bool) -> Iterator[Piece]:
+        while not self._over:
+            mark = _MARK.search(self._text, self._at)
+            if not mark:
+                end = len(self._text) if last else self._certain()
+                yield from self._run(end, closed=False)
+                self._over = last
+                return
+            token = mark[0]
+            bare = self._bare_call(mark)
+            yield from self._run(
+                bare[0] if bare else mark.start(),
+                closed=token in (control.CHANNEL_END, control.CALL),
+            )
+            after = self._behind(mark, last)
+            if after is None:
+                return
+            self._at, call = after
+            if bare or call:
+                yield Piece("call", call=bare[1] if bare else call)
+            if token == control.CHANNEL:
+                # Inside a thought, a second opener changes nothing.
+                self._thinking = self._fresh = True
+            elif token in (control.CHANNEL_END, control.CALL):
+                self._thinking = False  # a call ends a thought that was not closed
+
+    def _behind(self, mark: re.Match[str], last: bool) -> tuple[int, ToolCall | None] | None:
+        """What a mark brings with it: the position behind that, and the call. None: not certain yet."""
+        text, token, end = self._text, mark[0], mark.end()
+        if token == control.CALL:
+            if not last and text.find(control.CALL_END, end) < 0:
+                return None
+            call, after = read_call(text, end)
+            settled = last or text.endswith(control.CALL_END, end, after)
+            return (after, call) if settled else None
+        if token == control.RESPONSE:
+            # A tool's answer inside the text is not the model's; one without an end ends the message.
+            close = text.find(control.RESPONSE_END, end)
+            if close >= 0:
+                return close + len(control.RESPONSE_END), None
+            if not last:
+                return None
+        self._over = token in _FINAL
+        return end, None
+
+    def _bare_call(self, mark: re.Match[str]) -> tuple[int, ToolCall] | None:
+        """A call that lacks its opening token, before the closing one; without one, that is absorbed."""
+        if self._thinking or mark[0] != control.CALL_END:
+            return None
+        return _bare_call(self._text, self._at, mark.end())
+
+    def _run(self, end: int, closed: bool) -> Iterator[Piece]:
+        """Text up to a mark; a thought goes without its label and the line break before its end."""
+        run, self._at = self._text[self._at : end], end
+        if not self._thinking:
+            if run:
+                yield Piece("content", run)
             return
-        at = after
+        if self._fresh and (label := _LABEL.match(run)):
+            self._fresh = False
+            run = run[label.end() :]
+        self._fresh = self._fresh and not run
+        if closed:
+            run = run.removesuffix("\n")
+        if run:
+            yield Piece("reasoning", run)
+
+    def _certain(self) -> int:
+        """Where, in text without a mark, what may yet change begins."""
+        text, begin = self._text, self._at
+        end = len(text) - _start_of_mark(text[begin:])
+        if not self._thinking:
+            call = _MAY_BE_CALL.search(text, begin, end)
+            return call.start() if call else end
+        if self._fresh and _LABEL_TEXT.startswith(text[begin:end]):
+            return begin
+        return end - 1 if text.endswith("\n", begin, end) else end
 
 
-def _thought(run: str, fresh: bool, closed: bool) -> Iterator[Piece]:
-    """A stretch of thought without its label and the line break before its end."""
-    if fresh and (label := _LABEL.match(run)):
-        run = run[label.end() :]
-    if closed:
-        run = run.removesuffix("\n")
-    if run:
-        yield Piece("reasoning", run)
+def _start_of_mark(text: str) -> int:
+    """Length of the longest end of `text` that a mark begins with."""
+    for size in range(min(_LONGEST_MARK - 1, len(text)), 0, -1):
+        if any(mark.startswith(text[-size:]) for mark in _MARKS):
+            return size
+    return 0
 
 
 def _lacks_opener(output_text: str, prompt_text: str) -> bool:

@@ -92,10 +92,10 @@ def test_a_long_conversation_gets_shorter_answers(run, model, model_folder):
         "0",
         "--max-new-tokens",
         "250",
-        stdin="Hello there\n",
+        stdin="Hi\n",
     )
     (wanted,) = g4.Sampler(model).generate(
-        [[user("Hello there")]], max_new_tokens=256 - prompt_tokens(model, "Hello there")
+        [[user("Hi")]], max_new_tokens=256 - prompt_tokens(model, "Hi")
     )
     assert result.err == "" and result.out == content(wanted.text)
 

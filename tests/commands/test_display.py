@@ -1,57 +1,11 @@
-"""Streams cut into thoughts and content, whatever pieces they come in, as `parse` cuts the whole text."""
+"""What a person sees of an answer, letter by letter, on two terminals."""
 
 import io
 import sys
 
 import pytest
 
-from gemma4_jax.commands.display import Display, ThoughtSplitter
-from gemma4_jax.text.parse import parse
-
-OUTPUTS = [
-    "plain",
-    "<|channel>thought\nhm\n<channel|>Yes.",
-    "<|channel>thought\n<channel|>No.",
-    "<|channel>thoughtful without a line break<channel|>No.",
-    "<|channel>thought\nnever ended",
-    "<|channel>thought",
-    "a < b and a <| b",
-    "one<|channel>thought\ntwo<channel|>three<|channel>thought\nfour<channel|>five",
-    "<|channel>thought\na < b <<channel|> 2 < 3 ",
-    "",
-]
-
-
-def split(output, size, in_thought=False):
-    splitter = ThoughtSplitter(in_thought)
-    pieces = []
-    for i in range(0, len(output), size):
-        pieces += splitter.push(output[i : i + size])
-    pieces += splitter.close()
-    return tuple(
-        "".join(text for thought, text in pieces if thought is kind) for kind in (True, False)
-    )
-
-
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("size", [1, 3, 1000])
-def test_pieces_add_up_to_what_parse_finds(output, size):
-    thoughts, content = split(output, size)
-    message = parse(output)
-    assert thoughts.strip() == (message.reasoning or "").strip()
-    assert content.strip() == (message.content or "")
-
-
-@pytest.mark.parametrize("size", [1, 1000])
-def test_a_prompt_that_ends_in_a_thought(size):
-    assert split("thought\nso <channel|>7", size, in_thought=True) == ("so ", "7")
-    assert split("so <channel|>7", size, in_thought=True) == ("so ", "7")
-
-
-def test_text_is_shown_as_soon_as_it_is_certain():
-    splitter = ThoughtSplitter()
-    assert splitter.push("Hello <") == [(False, "Hello ")]
-    assert splitter.push("b") == [(False, "<b")]
+from gemma4_jax.commands.display import Display
 
 
 class Terminal(io.StringIO):
@@ -94,3 +48,15 @@ def test_no_colour_if_unwanted(show, monkeypatch):
 
 def test_raw_text_is_left_alone(show):
     assert show("  <|channel>thought\nx ", raw=True) == ("  <|channel>thought\nx \n", "")
+
+
+def test_a_call_is_shown_apart_on_a_line_of_its_own(show):
+    out, err = show('I look.<|tool_call>call:find{what:<|"|>tea<|"|>,most:3}<tool_call|>Found.')
+    assert out == "I look.Found.\n"
+    assert err == '\x1b[2m\n[find {"what": "tea", "most": 3}]\n\x1b[0m'
+
+
+def test_an_unfinished_control_token_is_shown_as_parse_reads_it(show):
+    assert show("Hi <|tool_")[0] == "Hi <|tool_\n"
+    assert show("Hi <|tool_call>")[0] == "Hi\n"
+    assert show("Hi <|tool_response>12")[0] == "Hi\n"

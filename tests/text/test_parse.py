@@ -248,3 +248,65 @@ def _same(left: Any, right: Any) -> bool:
     if isinstance(left, list):
         return len(left) == len(right) and all(map(_same, left, right))
     return left == right
+
+
+FRAGMENTS = [
+    *(control.CHANNEL, control.CHANNEL_END, control.CALL, control.CALL_END, control.QUOTE),
+    *(control.RESPONSE, control.RESPONSE_END, control.TURN_END, control.PAD, "<|tool_", "<", "|>"),
+    *(
+        "thought\n",
+        "thought",
+        "\n",
+        "call:",
+        "call:f{a:1}",
+        "f{b:",
+        "f(c=2)",
+        "}",
+        "{",
+        "'",
+        ",",
+        " ",
+    ),
+    *("hm", "Yes.", "call: me", "ca"),
+]
+
+
+def merged(pieces: list[parse.Piece]) -> list[tuple[str, object]]:
+    """Neighbouring stretches of one kind as one."""
+    whole: list[tuple[str, Any]] = []
+    for piece in pieces:
+        if whole and piece.call is None and whole[-1][0] == piece.kind:
+            whole[-1] = (piece.kind, whole[-1][1] + piece.text)
+        else:
+            whole.append((piece.kind, piece.call or piece.text))
+    return whole
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=12), st.sampled_from([1, 2, 3, 7]), st.booleans()
+)
+def test_a_stream_adds_up_to_the_whole(words: list[str], size: int, in_thought: bool) -> None:
+    """Whatever pieces an output comes in, what is certain early is what the whole is in the end."""
+    text = "".join(words)
+    at_once, bit_by_bit = parse.Scanner(in_thought), parse.Scanner(in_thought)
+    wanted = [*at_once.push(text), *at_once.close()]
+    found = [
+        piece for i in range(0, len(text), size) for piece in bit_by_bit.push(text[i : i + size])
+    ]
+    found += bit_by_bit.close()
+    assert merged(found) == merged(wanted)
+    assert [p.call.complete for p in found if p.call] == [p.call.complete for p in wanted if p.call]
+
+
+def test_a_stream_shows_text_as_soon_as_it_is_certain() -> None:
+    scanner = parse.Scanner()
+    assert scanner.push("Hello <") == [parse.Piece("content", "Hello ")]
+    assert scanner.push("b, call") == [parse.Piece("content", "<b, ")]
+    assert scanner.push("ing: me") == [parse.Piece("content", "calling: me")]
+    assert scanner.push("<|tool_call>call:f{a:1") == []
+    (piece,) = scanner.push("}<tool_call|>")
+    assert piece.call == parse.ToolCall("f", {"a": 1})
+    assert scanner.push("<|channel>thought\nhm\n") == [parse.Piece("reasoning", "hm")]
+    assert scanner.push("m<channel|>") == [parse.Piece("reasoning", "\nm")]
+    assert scanner.close() == []
