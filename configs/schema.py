@@ -8,6 +8,7 @@ what the values do (train/), presets (configs/sft.py, configs/dpo.py), the parse
 
 import dataclasses
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, Literal
 
 
@@ -18,6 +19,20 @@ class ConfigError(ValueError):
 def _check(ok: bool, name: str, value: object, bound: str) -> None:
     if not ok:
         raise ConfigError(f"{name} is {value!r}; it must be {bound}")
+
+
+def _weighted(text: str) -> tuple[Fraction, str]:
+    """Weight and path of one entry of data.mixture."""
+    weight, _, path = text.partition(":")
+    try:
+        share = Fraction(weight)
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(0)
+    if share <= 0 or not path:
+        raise ConfigError(
+            f"data.mixture has {text!r}; it must be WEIGHT:PATH with a weight above 0, such as 0.7:a.jsonl"
+        )
+    return share, path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,24 +65,56 @@ class DataConfig:
     """What is trained on."""
 
     path: str = ""
-    """A .jsonl file, or a folder of them (taken in the order of their names)."""
+    """A file (.jsonl, .parquet, .array_record), a folder of them in order of names, or a quoted glob."""
+    mixture: tuple[str, ...] = ()
+    """Instead of path: several of those as WEIGHT:PATH, such as 0.7:math.jsonl 0.3:chat/; weights are shares
+    of the rows trained on (with packing: of the packed sequences)."""
     max_length: int = 2048
     """Longest row in tokens, prompt included."""
     overlong: Literal["error", "drop", "truncate"] = "error"
     """What to do with rows longer than max_length: stop, leave them out, or cut their end off."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do with a row that cannot be read: stop, or go on and list it in rejected.jsonl."""
+    thoughts: Literal["keep", "drop"] = "keep"
+    """Learn the thoughts of messages, each in an example that ends with its turn, or leave them out."""
+    buckets: int = 1
+    """How many lengths rows are padded to; a batch has rows of one. Each costs a compilation."""
+    workers: int = 0
+    """Processes that make batches; 0: threads of this one, enough unless input_wait is above zero."""
     cache_dir: str = ""
     """Where tokenised rows are kept; empty: `cache` in the work folder."""
 
     def __post_init__(self) -> None:
         _check(self.max_length >= 2, "data.max_length", self.max_length, "at least 2 tokens")
+        _check(self.buckets >= 1, "data.buckets", self.buckets, "at least 1")
+        _check(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        if self.path and self.mixture:
+            raise ConfigError(
+                f"data.path is {self.path!r} and data.mixture is {' '.join(self.mixture)!r}; give one"
+            )
+        self.sources()
+
+    def sources(self) -> list[tuple[Fraction, str]]:
+        """(weight, path) of everything that is trained on."""
+        if not self.mixture:
+            return [(Fraction(1), self.path)]
+        return [_weighted(text) for text in self.mixture]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTDataConfig(DataConfig):
-    """What is trained on; rows are {"messages": [...]}, optionally with "tools"."""
+    """What is trained on; the formats of rows are in gemma4_jax/data/formats.py."""
 
     packing: bool = False
     """Put several short rows into one sequence of max_length (they do not see each other)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.packing and self.buckets > 1:
+            raise ConfigError(
+                f"data.buckets is {self.buckets} and data.packing is on; packed sequences all have "
+                "max_length: set one of them"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +183,7 @@ class RunConfig:
     workdir: str = ""
     """Folder of this run: config, checkpoints, metrics, plot. The same command continues it."""
     epochs: float = 1.0
-    """Passes over the data; ignored where steps is set."""
+    """Passes over the data (of a mixture: as many rows as all of it has); ignored where steps is set."""
     steps: int | None = None
     """Optimiser steps of the whole run; None: as many as `epochs` needs."""
     log_every: int = 10
@@ -209,8 +256,10 @@ def require(config: AnyConfig) -> None:
             "no model; give --model.path FOLDER to start from weights, "
             "or --model.architecture PRESET to start from scratch"
         )
-    if not config.data.path:
-        raise ConfigError("no data; give --data.path FILE.jsonl (or a folder of them)")
+    if not (config.data.path or config.data.mixture):
+        raise ConfigError(
+            "no data; give --data.path FILE.jsonl (or a folder, or a glob), or --data.mixture"
+        )
     if not config.run.workdir:
         raise ConfigError("no work folder; give --run.workdir FOLDER")
 

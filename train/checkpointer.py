@@ -6,18 +6,17 @@ for other programs (gemma4_jax/checkpoint), what is worth saving when (loop.py).
 """
 
 from pathlib import Path
-from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
 from gemma4_jax.errors import UserError
+from train.data.pipeline import Batches
 from train.step import TrainState
 
 
 class Checkpointer:
-    """Saves and restores (TrainState, grain iterator) under numbered steps of one folder."""
+    """Saves and restores (TrainState, position in the data) under numbered steps of one folder."""
 
     def __init__(self, folder: str | Path, keep: int):
         """folder: created if needed. keep: how many checkpoints stay; older ones are deleted."""
@@ -33,7 +32,7 @@ class Checkpointer:
         """Number of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, iterator: Any) -> None:
+    def save(self, step: int, state: TrainState, iterator: Batches) -> None:
         """Start saving; returns once the arrays are safe from the next step's donation."""
         if self._manager.latest_step() == step:
             return
@@ -41,12 +40,14 @@ class Checkpointer:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
+                # One number for all processes. (grain's own handler writes a file for each of them, which
+                # another number of processes does not find.)
+                data=ocp.args.JsonSave(iterator.get_state()),
             ),
             force=True,
         )
 
-    def restore(self, step: int, like: TrainState, iterator: Any) -> TrainState:
+    def restore(self, step: int, like: TrainState, iterator: Batches) -> TrainState:
         """State saved at `step`; moves `iterator` to its position of that time.
 
         like: a state of the same shapes (arrays or ShapeDtypeStructs), whose sharding is used.
@@ -55,9 +56,10 @@ class Checkpointer:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
-                data=grain.checkpoint.CheckpointRestore(iterator),
+                data=ocp.args.JsonRestore(),
             ),
         )
+        iterator.set_state(restored["data"])
         return restored["state"]
 
     def close(self) -> None:

@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: DPOConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
+    from gemma4_jax.data.encode import dpo_encoder
+    from train.data.mixture import prepare_data
     from train.data.pipeline import PairRows
-    from train.data.prepared import prepare
-    from train.data.rows import dpo_encoder
     from train.loop import Task, fit
     from train.losses import make_dpo_loss
     from train.reference import check_live, precomputed
@@ -35,12 +35,10 @@ def run(config: DPOConfig) -> int:
     data = config.data
     start = open_start(config.model, config.seed, data.max_length)
     family = start.config.family
-    prepared = prepare(
-        data.path,
-        dpo_encoder(start.tokenizer, family),
-        max_length=data.max_length,
-        overlong=data.overlong,
-        cache_dir=workdir.cache,
+    prepared = prepare_data(
+        data,
+        dpo_encoder(start.tokenizer, family, data.thoughts),
+        workdir.cache,
         settings={
             "task": "dpo",
             "tokenizer": tokenizer_fingerprint(start.tokenizer),

@@ -5,6 +5,7 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params
 from train import metrics
 from train.checkpointer import Checkpointer
-from train.data.pipeline import Source, iterate
+from train.data.pipeline import Batches, Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
 from train.optim import make_optimizer, make_schedule
@@ -65,7 +66,15 @@ def fit(task: Task) -> int:
     step_fn = make_train_step(
         task.loss_fn, optimizer, make_schedule(config.optim, total), config.batch.accumulation
     )
-    iterator = iterate(task.source, config.batch.rows, config.seed)
+    iterator = iterate(
+        task.source,
+        config.batch.rows,
+        config.seed,
+        buckets=config.data.buckets,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     checkpointer = Checkpointer(workdir.checkpoints, config.run.keep)
     state = _restore_or_init(task, optimizer, checkpointer, iterator)
     done = int(state.step)
@@ -80,9 +89,11 @@ def fit(task: Task) -> int:
             )
             bad_steps: Any = int(state.bad_steps)
             for step in range(done + 1, total + 1):
+                asked = time.monotonic()
                 batch = next(iterator)
+                waited = time.monotonic() - asked
                 state, values = step_fn(state, batch, task.frozen)
-                window.add(batch, values)
+                window.add(batch, values, waited)
                 # Of the step before: to ask about this one would make the host wait for the device.
                 _stop_if_diverged(bad_steps, step - 1, config.optim.max_bad_steps)
                 bad_steps = values["bad_steps"]
@@ -98,6 +109,7 @@ def fit(task: Task) -> int:
             _stop_if_diverged(bad_steps, int(state.step), config.optim.max_bad_steps)
         finally:
             log.close()
+            iterator.close()
             checkpointer.close()
             reporter.close()
     if interrupts.requested:
@@ -111,7 +123,7 @@ def fit(task: Task) -> int:
 
 
 def _restore_or_init(
-    task: Task, optimizer: Any, checkpointer: Checkpointer, iterator: Any
+    task: Task, optimizer: Any, checkpointer: Checkpointer, iterator: Batches
 ) -> TrainState:
     """State of the newest checkpoint (moving `iterator` there), or that before the first step."""
     latest = checkpointer.latest_step()

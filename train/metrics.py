@@ -47,10 +47,16 @@ class Window:
         self._flops, self._peak, self._epochs = flops_per_token, peak, epochs_per_step
         self._steps: list[Mapping[str, Any]] = []
         self._tokens = 0
+        self._waits: list[float] = []
         self._start: float | None = None
 
-    def add(self, batch: Mapping[str, np.ndarray], metrics: Mapping[str, Any]) -> None:
-        """Count one step; `metrics` stay on the device until the window closes."""
+    def add(
+        self, batch: Mapping[str, np.ndarray], metrics: Mapping[str, Any], waited: float = 0.0
+    ) -> None:
+        """Count one step; `metrics` stay on the device until the window closes.
+
+        waited: seconds until the batch was there.
+        """
         self._steps.append(metrics)
         if self._start is None:
             # The first step of a process compiles: time runs from its end.
@@ -58,9 +64,12 @@ class Window:
             self._start = time.monotonic()
         else:
             self._tokens += int((batch["segment_ids"] > 0).sum())
+            self._waits.append(waited)
 
     def close(self, step: int) -> dict[str, float]:
         """Row of metrics: counters and rates of the last step, means of everything else.
+
+        input_wait: seconds a step waited for its batch.
 
         Steps that were skipped do not enter the means.
         """
@@ -74,13 +83,15 @@ class Window:
             else:
                 row[name] = sum(finite) / len(finite) if finite else math.nan
         row["epoch"] = step * self._epochs
+        if self._waits:
+            row["input_wait"] = sum(self._waits) / len(self._waits)
         now = time.monotonic()
         seconds = now - (self._start or now)
         if self._tokens and seconds > 0:
             row["tokens_per_second"] = self._tokens / seconds
             if self._peak is not None:
                 row["mfu"] = self._tokens * self._flops / seconds / self._peak
-        self._steps, self._tokens, self._start = [], 0, now
+        self._steps, self._tokens, self._waits, self._start = [], 0, [], now
         return row
 
 

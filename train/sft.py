@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: SFTConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
+    from gemma4_jax.data.encode import sft_encoder
+    from train.data.mixture import prepare_data
     from train.data.pipeline import PackedRows, SFTRows, Source
-    from train.data.prepared import prepare
-    from train.data.rows import sft_encoder
     from train.loop import Task, fit
     from train.losses import make_sft_loss
     from train.start import open_start, tokenizer_fingerprint
@@ -34,12 +34,10 @@ def run(config: SFTConfig) -> int:
     data = config.data
     start = open_start(config.model, config.seed, data.max_length)
     family = start.config.family
-    prepared = prepare(
-        data.path,
-        sft_encoder(start.tokenizer, family),
-        max_length=data.max_length,
-        overlong=data.overlong,
-        cache_dir=workdir.cache,
+    prepared = prepare_data(
+        data,
+        sft_encoder(start.tokenizer, family, data.thoughts),
+        workdir.cache,
         settings={
             "task": "sft",
             "tokenizer": tokenizer_fingerprint(start.tokenizer),

@@ -14,7 +14,8 @@ from configs.schema import AnyConfig, SFTConfig, flatten
 from gemma4_jax.errors import UserError
 
 # May differ when a run goes on: they change neither the model nor the data, only where and how often
-# something is written. The data's contents are compared by fingerprint instead of by path.
+# something is written. The data's contents, and the weights of a mixture, are compared by fingerprint instead
+# of by path.
 _FREE = frozenset(
     {
         "run.workdir",
@@ -23,6 +24,8 @@ _FREE = frozenset(
         "run.keep",
         "run.export_huggingface",
         "data.path",
+        "data.mixture",
+        "data.workers",
         "data.cache_dir",
     }
 )

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from gemma4_jax.build import Model
+from gemma4_jax.data.encode import dpo_encoder
 from gemma4_jax.errors import UserError
 from train.data.pipeline import PairRows
 from train.data.prepared import prepare
-from train.data.rows import dpo_encoder
 from train.losses import reference_pass
 from train.reference import precompute
 from train.start import tokenizer_fingerprint

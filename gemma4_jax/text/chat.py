@@ -109,23 +109,76 @@ def encode_training(
     Raises:
       UserError: a malformed message, or no assistant message.
     """
-    read = read_messages(messages)
-    last = max((i for i, m in enumerate(read) if m.role == "assistant"), default=None)
-    if last is None:
-        raise UserError(
-            "no assistant message to train on; a training row needs at least one "
-            f"(roles here: {', '.join(m.role for m in read) or 'none'})"
-        )
-    begin = last
-    while begin > 0 and read[begin - 1].role == "assistant":
-        begin -= 1
+    read = _until_last_answer(messages)
     if enable_thinking is None:
-        enable_thinking = _has_thought(read[: last + 1], preserve_thinking)
+        enable_thinking = _has_thought(read, preserve_thinking)
+    return _encode(tokenizer, read, tools, _style(enable_thinking, family, preserve_thinking))
+
+
+def encode_turns(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    tools: Tools | None = None,
+    enable_thinking: bool | None = None,
+    family: str = "large",
+    preserve_thinking: bool = False,
+) -> list[TrainingExample]:
+    """A conversation as training examples in which every assistant turn is a target exactly once.
+
+    One example, that of `encode_training`, where all thoughts are written in it. A turn whose thought a later
+    prompt leaves out gets an example of its own before it, which ends with that turn and has no
+    other target.
+
+    Args:
+      enable_thinking: None means on if any message has a thought.
+
+    Raises:
+      UserError: a malformed message, or no assistant message.
+    """
+    read = _until_last_answer(messages)
+    if enable_thinking is None:
+        enable_thinking = any(message.reasoning for message in read)
     style = _style(enable_thinking, family, preserve_thinking)
-    prompt, completion = _example(read[:begin], read[begin : last + 1], tools, style)
-    tokens, mask = encode_segments(tokenizer, prompt)
-    more_tokens, more_mask = encode_segments(tokenizer, completion)
-    return TrainingExample(tokens + more_tokens, mask + more_mask)
+
+    def length(count: int) -> int:
+        """Tokens of the first messages, as they stand in front of more of them."""
+        prompt = _prompt(read[:count], tools, style, add_generation_prompt=False)[0]
+        return len(encode_segments(tokenizer, prompt.segments)[0])
+
+    examples = []
+    whole = _encode(tokenizer, read, tools, style)
+    for begin, end in _hidden_turns(read, style):
+        last = max(i for i in range(begin, end) if read[i].role == "assistant")
+        example = _encode(tokenizer, read[: last + 1], tools, style)
+        start = length(begin)
+        example.loss_mask[:start] = [False] * start
+        examples.append(example)
+        # A turn has messages that hide its thought and others that do not: learn all of it there.
+        stop = length(end + 1)
+        whole.loss_mask[start:stop] = [False] * (stop - start)
+    return [*examples, whole]
+
+
+def encode_completion(
+    tokenizer: Tokenizer,
+    prompt: str | Messages,
+    completion: str | Messages | Mapping[str, Any],
+    tools: Tools | None = None,
+    enable_thinking: bool | None = None,
+    family: str = "large",
+    preserve_thinking: bool = False,
+) -> tuple[list[int], list[int]]:
+    """A prompt and what is to follow it as tokens; rules and errors are those of `encode_pair`."""
+    prompt_tokens, (tokens,) = _completions(
+        tokenizer,
+        prompt,
+        {"completion": completion},
+        tools,
+        enable_thinking,
+        family,
+        preserve_thinking,
+    )
+    return prompt_tokens, tokens
 
 
 def encode_pair(
@@ -149,20 +202,44 @@ def encode_pair(
     Raises:
       UserError: strings and messages mixed, or a completion that is not the assistant's.
     """
-    if all(isinstance(text, str) for text in (prompt, chosen, rejected)):
-        prompt_tokens = tokenizer.encode(str(prompt))
+    prompt_tokens, (good, bad) = _completions(
+        tokenizer,
+        prompt,
+        {"chosen": chosen, "rejected": rejected},
+        tools,
+        enable_thinking,
+        family,
+        preserve_thinking,
+    )
+    return prompt_tokens, good, bad
+
+
+def _completions(
+    tokenizer: Tokenizer,
+    prompt: Any,
+    completions: Mapping[str, Any],
+    tools: Tools | None,
+    enable_thinking: bool | None,
+    family: str,
+    preserve_thinking: bool,
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of a prompt and of each of its completions, which errors call by their keys."""
+    texts = [isinstance(text, str) for text in (prompt, *completions.values())]
+    if all(texts):
+        prompt_tokens = tokenizer.encode(prompt)
         if prompt_tokens[:1] != [tokenizer.bos_id]:
             prompt_tokens.insert(0, tokenizer.bos_id)
-        return prompt_tokens, _raw(tokenizer, str(chosen)), _raw(tokenizer, str(rejected))
-    if any(isinstance(text, str) for text in (prompt, chosen, rejected)):
+        return prompt_tokens, [_raw(tokenizer, text) for text in completions.values()]
+    if any(texts):
+        *names, last = ("prompt", *completions)
         raise UserError(
-            "prompt, chosen and rejected must all be strings or all be messages, not a mix"
+            f"{', '.join(names)} and {last} must all be strings or all be messages, not a mix"
         )
     history = _one_or_more(prompt)
     begin = len(history)
     answers = {
         name: read_messages([*history, *_one_or_more(messages)])
-        for name, messages in (("chosen", chosen), ("rejected", rejected))
+        for name, messages in completions.items()
     }
     for name, read in answers.items():
         roles = [m.role for m in read[begin:]]
@@ -178,12 +255,53 @@ def encode_pair(
     if enable_thinking is None:
         enable_thinking = any(_has_thought(read, preserve_thinking) for read in answers.values())
     style = _style(enable_thinking, family, preserve_thinking)
-    completions = []
+    encoded = []
     for read in answers.values():
         before, after = _example(read[:begin], read[begin:], tools, style)
         tokens, mask = encode_segments(tokenizer, after)
-        completions.append([t for t, target in zip(tokens, mask, strict=True) if target])
-    return encode_segments(tokenizer, before)[0], completions[0], completions[1]
+        encoded.append([t for t, target in zip(tokens, mask, strict=True) if target])
+    return encode_segments(tokenizer, before)[0], encoded
+
+
+def _until_last_answer(messages: Messages) -> tuple[ChatMessage, ...]:
+    """Checked messages up to the last assistant message; UserError if there is none."""
+    read = read_messages(messages)
+    last = max((i for i, m in enumerate(read) if m.role == "assistant"), default=None)
+    if last is None:
+        raise UserError(
+            "no assistant message to train on; a training row needs at least one "
+            f"(roles here: {', '.join(m.role for m in read) or 'none'})"
+        )
+    return read[: last + 1]
+
+
+def _encode(
+    tokenizer: Tokenizer, read: Sequence[ChatMessage], tools: Tools | None, style: Style
+) -> TrainingExample:
+    """Messages that end with an assistant's, as a prompt and the answer that follows it."""
+    begin = len(read) - 1
+    while begin > 0 and read[begin - 1].role == "assistant":
+        begin -= 1
+    prompt, completion = _example(read[:begin], read[begin:], tools, style)
+    tokens, mask = encode_segments(tokenizer, prompt)
+    more_tokens, more_mask = encode_segments(tokenizer, completion)
+    return TrainingExample(tokens + more_tokens, mask + more_mask)
+
+
+def _hidden_turns(read: Sequence[ChatMessage], style: Style) -> list[tuple[int, int]]:
+    """Turns with a thought that the whole conversation leaves out: first answer, next user message."""
+    if not style.enable_thinking:
+        return []
+    users = [i for i, message in enumerate(read) if message.role == "user"]
+    turns = []
+    for before, end in zip([-1, *users], users, strict=False):
+        answers = [i for i in range(before + 1, end) if read[i].role == "assistant"]
+        hidden = (
+            read[i].reasoning and not (style.preserve_thinking and read[i].calls) for i in answers
+        )
+        if any(hidden):
+            turns.append((answers[0], end))
+    return turns
 
 
 def _prompt(

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from examples.arithmetic.answers import Answer, judge, make_pairs
 from examples.arithmetic.problems import Problem
+from gemma4_jax.data.encode import dpo_encoder
 from gemma4_jax.text.tokenizer import Tokenizer
-from train.data.rows import dpo_encoder
 
 PROBLEM = Problem(question="How many is 5 and 3?", start=5, steps=(("+", 3),))
 OTHER = replace(PROBLEM, question="How many is 5 and 3 now?")
@@ -51,6 +51,7 @@ def test_malformed_answers_make_no_pair() -> None:
 def test_pairs_train_on_exactly_what_was_sampled() -> None:
     tokenizer = Tokenizer.builtin()
     [pair] = make_pairs(judged(RIGHT, WRONG))
-    for sequence, text in zip(dpo_encoder(tokenizer, "small")(pair), (RIGHT, WRONG), strict=True):
+    [example] = dpo_encoder(tokenizer, "small")(pair).examples
+    for sequence, text in zip(example, (RIGHT, WRONG), strict=True):
         learnt = tokenizer.decode(sequence.tokens[sequence.loss_mask].tolist())
         assert learnt == f"{text}<turn|>"

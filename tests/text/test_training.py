@@ -134,6 +134,85 @@ def test_targets(
     assert marked(builtin, chat.encode_training(builtin, messages, **options)) == expected
 
 
+CALLING_THOUGHT = {**CALL, "reasoning": "look"}
+WROTE = "<|channel>thought\nadd them\n<channel|>4<turn|>"
+TURNS: list[tuple[str, list[dict[str, Any]], dict[str, Any], list[str]]] = [
+    ("no thought", [USER, ANSWER, USER, ANSWER], {},
+     [f"<bos>{OPEN}[[Hello!<turn|>]]\n{OPEN}{EMPTY}[[Hello!<turn|>]]\n"]),
+    ("one thought, in the last turn", [USER, ANSWER, USER, THOUGHT], {},
+     [f"{THINK}{OPEN}[[Hello!<turn|>]]\n{OPEN}[[{WROTE}]]\n"]),
+    ("a thought in every turn", [USER, THOUGHT, USER, THOUGHT, USER, THOUGHT], {}, [
+        f"{THINK}{OPEN}[[{WROTE}]]\n",
+        f"{THINK}{OPEN}4<turn|>\n{OPEN}[[{WROTE}]]\n",
+        f"{THINK}{OPEN}4<turn|>\n{OPEN}4<turn|>\n{OPEN}[[{WROTE}]]\n",
+    ]),
+    ("turns without a thought are learnt with the last", [USER, ANSWER, USER, THOUGHT, USER, ANSWER], {}, [
+        f"{THINK}{OPEN}Hello!<turn|>\n{OPEN}[[{WROTE}]]\n",
+        f"{THINK}{OPEN}[[Hello!<turn|>]]\n{OPEN}4<turn|>\n{OPEN}[[Hello!<turn|>]]\n",
+    ]),
+    ("a turn of several messages is learnt in one place",
+     [USER, CALLING_THOUGHT, RESULT, ANSWER, USER, ANSWER], {}, [
+        f"{THINK}{OPEN}[[<|channel>thought\nlook\n<channel|>{CALL_TEXT}<|tool_response>]]{RESULT_TEXT}"
+        "<|channel>thought\n[[<channel|>Hello!<turn|>]]\n",
+        f"{THINK}{OPEN}{CALL_TEXT}<|tool_response>{RESULT_TEXT}Hello!<turn|>\n{OPEN}[[Hello!<turn|>]]\n",
+    ]),
+    ("thoughts that stay for their calls",
+     [USER, CALLING_THOUGHT, RESULT, ANSWER, USER, ANSWER], {"preserve_thinking": True}, [
+        f"{THINK}{OPEN}[[<|channel>thought\nlook\n<channel|>{CALL_TEXT}<|tool_response>]]{RESULT_TEXT}"
+        f"[[Hello!<turn|>]]\n{OPEN}[[Hello!<turn|>]]\n",
+    ]),
+    ("thinking off", [USER, THOUGHT, USER, THOUGHT], {"enable_thinking": False},
+     [f"<bos>{OPEN}[[4<turn|>]]\n{OPEN}{EMPTY}[[4<turn|>]]\n"]),
+    ("a system message, and an answer before any question",
+     [{"role": "system", "content": "Hi"}, THOUGHT, USER, ANSWER], {}, [
+        f"<bos><|turn>system\n<|think|>\nHi<turn|>\n<|turn>model\n[[{WROTE}]]\n",
+        f"<bos><|turn>system\n<|think|>\nHi<turn|>\n<|turn>model\n4<turn|>\n{OPEN}[[Hello!<turn|>]]\n",
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "expected"), [e[1:] for e in TURNS], ids=[e[0] for e in TURNS]
+)
+def test_every_turn_is_a_target_once(
+    builtin: Tokenizer, messages: list[dict[str, Any]], options: dict[str, Any], expected: list[str]
+) -> None:
+    examples = chat.encode_turns(builtin, messages, **options)
+    assert [marked(builtin, example) for example in examples] == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_turns_learn_as_much_as_there_is(builtin: Tokenizer, seed: int) -> None:
+    """Over examples, every call, text and thought of every assistant message is learnt exactly once."""
+    rng = random.Random(seed)
+    split = 0
+    for _ in range(150):
+        arguments = conversation(rng)
+        for name in ("add_generation_prompt", "enable_thinking"):
+            arguments.pop(name, None)
+        messages = arguments["messages"]
+        while messages and messages[-1]["role"] != "assistant":
+            messages.pop()
+        if not messages:
+            continue
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                message["reasoning"] = f"hmm{number}."
+                message["content"] = f"said{number}."
+        examples = chat.encode_turns(builtin, **arguments)
+        texts = [
+            builtin.decode([t for t, m in zip(e.tokens, e.loss_mask, strict=True) if m])
+            for e in examples
+        ]
+        learnt = "".join(texts)
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                assert learnt.count(f"hmm{number}.") == 1, (number, learnt)
+                assert learnt.count(f"said{number}.") == 1, (number, learnt)
+        split += len(examples) > 1
+    assert split > 5
+
+
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
 def test_both_names_of_a_thought(builtin: Tokenizer, key: str) -> None:
     row = [USER, {"role": "assistant", "content": "4", key: "add them"}]

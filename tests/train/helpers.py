@@ -10,9 +10,10 @@ import numpy as np
 
 from gemma4_jax.build import transformer
 from gemma4_jax.config import ModelConfig
+from gemma4_jax.data.encode import Sequence
 from gemma4_jax.model.transformer import abstract_params
 from gemma4_jax.presets import preset
-from train.data.sequences import Sequence, fill
+from train.data.sequences import fill
 from train.losses import Batch, Params
 
 TINY = ("tiny-dense", "tiny-ple", "tiny-moe")

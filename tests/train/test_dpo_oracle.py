@@ -16,7 +16,8 @@ import pytest
 from configs.schema import OptimConfig
 from gemma4_jax import checkpoint
 from gemma4_jax.checkpoint.huggingface import prefix, text_tensors
-from train.data.sequences import Sequence, fill
+from gemma4_jax.data.encode import Sequence
+from train.data.sequences import fill
 from train.losses import make_dpo_loss, sequence_logprobs
 from train.optim import make_optimizer, make_schedule
 from train.step import accumulate, init_state, make_train_step

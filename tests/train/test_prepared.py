@@ -1,14 +1,15 @@
 """The pass over a data set: limits, errors with file and line, a cache that is whole or absent."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
 
+from gemma4_jax.data.encode import Encoded, Sequence
 from gemma4_jax.errors import UserError
 from train.data import prepared
-from train.data.prepared import prepare
-from train.data.sequences import Sequence
+from train.data.prepared import prepare, rejected_rows
 
 
 def encode(row):
@@ -17,10 +18,11 @@ def encode(row):
         raise UserError("a bad row")
     tokens = np.arange(row["n"], dtype=np.int32) + row.get("from", 0)
     mask = np.arange(row["n"]) >= row["learn"]
-    return [Sequence(tokens, mask)] * row.get("copies", 1)
+    example = (Sequence(tokens, mask),) * row.get("copies", 1)
+    return Encoded(row.get("format", "some"), [example] * row.get("examples", 1))
 
 
-def run(file, tmp_path, *, max_length=10, overlong="error", **settings):
+def run(file, tmp_path, *, max_length=10, overlong="error", on_error="stop", **settings):
     return prepare(
         file,
         encode,
@@ -28,6 +30,7 @@ def run(file, tmp_path, *, max_length=10, overlong="error", **settings):
         overlong=overlong,
         cache_dir=tmp_path / "cache",
         settings=settings,
+        on_error=on_error,
     )
 
 
@@ -38,7 +41,21 @@ def test_sequences_come_back(rows_file, tmp_path):
     assert data.sequence(0).tokens.tolist() == [0, 1, 2, 3]
     assert data.sequence(0).loss_mask.tolist() == [False, False, True, True]
     assert data.sequence(2).tokens.tolist() == [7, 8, 9]
-    assert data.summary == "2 rows, 10 tokens, 6 of them trained on, longest row 4"
+    assert data.summary == "2 rows (some), 10 tokens, 6 of them trained on, longest 4"
+    again = pickle.loads(pickle.dumps(data))
+    assert again.sequence(2).tokens.tolist() == [7, 8, 9] and again.lengths.tolist() == [4, 3, 3]
+    # The bytes on disk are not copied into the pickle: worker processes map them.
+    assert again.tokens.filename == data.tokens.filename and len(pickle.dumps(data)) < 1000
+
+
+def test_formats_and_examples_are_counted(rows_file, tmp_path):
+    rows = [{"n": 4, "learn": 2}] * 2 + [{"n": 3, "learn": 1, "examples": 3, "format": "other"}]
+    data = run(rows_file(*rows, {"n": 12, "learn": 2, "examples": 2}), tmp_path, overlong="drop")
+    assert data.lengths.tolist() == [4, 4, 3, 3, 3]
+    assert data.summary == (
+        "4 rows (some 3, other 1), 5 examples, 17 tokens, 10 of them trained on, longest 12; "
+        "2 longer than 10: 2 dropped, 0 cut"
+    )
 
 
 def test_overlong_is_an_error_that_says_how_many(rows_file, tmp_path):
@@ -82,6 +99,29 @@ def test_nothing_left(rows_file, tmp_path):
 def test_bad_rows_are_named(rows_file, tmp_path, row, words):
     with pytest.raises(UserError, match=words):
         run(rows_file({"n": 4, "learn": 2}, row), tmp_path)
+
+
+def test_bad_rows_are_skipped_and_listed(rows_file, tmp_path):
+    good, bad = {"n": 4, "learn": 2}, [{"bad": 1}, "{", {"n": 4, "learn": 4}]
+    file = rows_file(bad[0], good, *bad[1:], good)
+    data = run(file, tmp_path, on_error="skip")
+    assert data.lengths.tolist() == [4, 4]
+    assert f"; 3 rows rejected, the first at {file}:1: a bad row" in data.summary
+    listed = rejected_rows(data)
+    assert [row["where"] for row in listed] == [f"{file}:{line}" for line in (1, 3, 4)]
+    assert [row["reason"].split(":")[0] for row in listed] == [
+        "a bad row",
+        "not JSON",
+        "no token to learn from in this row",
+    ]
+    # The cache of a pass that skipped must not serve one that is to stop.
+    with pytest.raises(UserError, match="jsonl:1: a bad row"):
+        run(file, tmp_path)
+
+
+def test_rejecting_everything_is_an_error(rows_file, tmp_path):
+    with pytest.raises(UserError, match=r"all 2 rows were rejected, the first at .*:1: a bad row"):
+        run(rows_file({"bad": 1}, {"bad": 2}), tmp_path, on_error="skip")
 
 
 def test_cache_is_used_and_keyed_by_everything(rows_file, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 Real processes. They share a compilation cache, so that most of their time is training.
 """
 
+import json
 import os
 import random
 import signal
@@ -71,8 +72,9 @@ class Drill:
         state = ocp.StandardCheckpointer().restore(last / "state")
         leaves = jax.tree_util.tree_leaves_with_path(state)
         found = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-        (position,) = (last / "data").glob("*.json")
-        return {**found, "data": np.asarray(position.read_text())}
+        position = (last / "data" / "metadata").read_text()
+        assert json.loads(position) == {"batches": STEPS}
+        return {**found, "data": np.asarray(position)}
 
 
 def at_step(step: int, delay: float = 0.0) -> Callable[[Path], bool]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from configs import cli, dpo, sft
 from gemma4_jax import checkpoint
 from gemma4_jax.errors import UserError
 from train import dpo as train_dpo
+from train import metrics
 from train import sft as train_sft
 
 from .conftest import sum_rows, write_rows
@@ -141,7 +143,7 @@ LONG = GOOD.replace('"two"', json.dumps("two " * 400))
         (None, "no such file or folder"),
         ("", "the file is empty"),
         (f"{GOOD}\n{{", "rows.jsonl:2: not JSON"),
-        (f'{GOOD}\n{{"text": "x"}}', "rows.jsonl:2: row has no 'messages'"),
+        (f'{GOOD}\n{{"txt": "x"}}', "rows.jsonl:2: no known format in this row (keys: 'txt')"),
         (
             f'{GOOD}\n{{"messages": [{{"role": "user", "content": "x"}}]}}',
             "rows.jsonl:2: no assistant",
@@ -161,6 +163,42 @@ def test_bad_data_stop_the_command_with_one_line(model_folder, tmp_path, capsys,
     assert leaving.value.code == 2
     text = capsys.readouterr().err
     assert text.startswith("error: ") and text.count("\n") == 1 and words in text
+
+
+@pytest.mark.slow
+def test_a_mixture_with_bad_rows_in_buckets_from_workers(
+    model_folder, sft_file, tmp_path, capsys, monkeypatch
+):
+    """Everything at once: it trains, says what it left out, and goes on where it was."""
+    other = tmp_path / "more.jsonl"
+    long = GOOD.replace('"two"', json.dumps("two " * 60))
+    other.write_text(f"{GOOD}\n{BAD_ROLE}\n{long}\n")
+    flags = ["--data.path", "", "--data.mixture", f"3:{sft_file}", f"1:{other}"]
+    flags += ["--data.on-error", "skip", "--data.buckets", "2"]
+    write = metrics.MetricsFile.write
+
+    def write_and_stop(self, step, values):
+        write(self, step, values)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    codes = []
+    for name, stop, workers in (("whole", False, 0), ("parts", True, 2), ("parts", False, 0)):
+        monkeypatch.setattr(metrics.MetricsFile, "write", write_and_stop if stop else write)
+        flags_now = [*flags, "--data.workers", str(workers)]
+        config = configure(sft.PRESETS, model_folder, sft_file, tmp_path / name, *flags_now)
+        codes.append(train_sft.run(config))
+    assert codes == [0, 128 + signal.SIGTERM, 0]
+    out = capsys.readouterr().out
+    assert "0.75 of (40 rows" in out
+    assert f"1 rows rejected, the first at {other}:2: unknown role" in out
+    (rejected,) = [
+        f for f in (tmp_path / "whole" / "cache").glob("*/rejected.jsonl") if f.stat().st_size
+    ]
+    assert json.loads(rejected.read_text())["where"] == f"{other}:2"
+    whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+    assert [row["loss"] for row in whole] == [row["loss"] for row in parts]
+    assert len(whole) == 6 and all(row["input_wait"] >= 0 for row in whole[1:])
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,20 @@
-"""Token sequences, and the arrays of fixed length that a train step reads.
+"""The arrays of fixed length that a train step reads, made of token sequences.
 
-Here: the one place where next-token targets are made. Not here: where sequences come from (rows.py,
+Here: the one place where next-token targets are made. Not here: where sequences come from (gemma4_jax/data,
 prepared.py) and how examples become batches (pipeline.py).
 """
 
 import math
 from collections.abc import Sequence as AbstractSequence
-from typing import NamedTuple
 
 import numpy as np
+
+from gemma4_jax.data.encode import Sequence
 
 Example = dict[str, np.ndarray]
 
 # Compiled shapes are multiples of this, so that slightly longer data reuse the compiled step.
 _LENGTH_STEP = 64
-
-
-class Sequence(NamedTuple):
-    """tokens int32 [n]; loss_mask bool [n], True where the token itself is something to learn."""
-
-    tokens: np.ndarray
-    loss_mask: np.ndarray
 
 
 def fill(sequences: AbstractSequence[Sequence], length: int) -> Example:
@@ -56,3 +50,8 @@ def fill(sequences: AbstractSequence[Sequence], length: int) -> Example:
 def padded_length(lengths: np.ndarray, max_length: int) -> int:
     """T for rows of these lengths: the longest, rounded up, but not above `max_length`."""
     return min(max_length, math.ceil(int(lengths.max()) / _LENGTH_STEP) * _LENGTH_STEP)
+
+
+def length_steps(length: int) -> list[int]:
+    """All T that rows of a data set padded to `length` may have, rising."""
+    return [*range(_LENGTH_STEP, length, _LENGTH_STEP), length]
