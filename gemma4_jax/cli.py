@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": "talk to a model",
     "convert": "a Hugging Face folder to one of ours, and back",
     "plan": "what a model costs: parameters, FLOPs, memory, time limits",
+    "data": "what training would see of a data set",
 }
 INTERRUPTED, PIPE_CLOSED = 130, 141  # what shells report for SIGINT and SIGPIPE
 
