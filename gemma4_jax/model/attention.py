@@ -80,7 +80,9 @@ def attend(
     tokens, keys = q.shape[1], kv.value.shape[1]
     own_row = tokens == keys and kv.key is not None
     media = facts.block is not None and config.bidirectional == "vision"
-    if window and own_row and tokens > 2 * window and config.bidirectional != "all" and not media:
+    # A branch's prompt may lie any number of blocks before it, behind other branches.
+    nearby = own_row and not media and facts.branch is None and config.bidirectional != "all"
+    if window and nearby and tokens > 2 * window:
         return window_attention(q, kv, facts, window)
     if tokens * keys <= _DENSE_SCORES or tokens <= _QUERY_CHUNK:
         return dense_attention(config, q, kv, facts, window)
@@ -117,9 +119,8 @@ def _chunked_attention(
 ) -> Array:
     """dense_attention, `_QUERY_CHUNK` queries at a time; the backward pass recomputes each chunk."""
     tokens = q.shape[1]
-    facts = TokenFacts(
-        jnp.broadcast_to(facts.index, (q.shape[0], tokens)), facts.segment, facts.block
-    )
+    index = jnp.broadcast_to(facts.index, (q.shape[0], tokens))
+    facts = dataclasses.replace(facts, index=index)
     split = (_pad_tokens(leaf, -tokens % _QUERY_CHUNK) for leaf in (q, facts))
     chunks = jax.tree.map(lambda leaf: _blocks(leaf, _QUERY_CHUNK).swapaxes(0, 1), tuple(split))
 
@@ -136,7 +137,7 @@ def window_attention(
 ) -> Float[Array, "B T N H"]:
     """Causal sliding attention in blocks of W: block i attends to blocks i - 1 and i.
 
-    For queries and keys that are the same tokens, without two-way blocks.
+    For queries and keys that are the same tokens, without two-way blocks and without branches.
     """
     assert kv.key is not None
     batch, tokens = q.shape[:2]

@@ -91,21 +91,27 @@ class Transformer(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         media: Media | None = None,
+        branches: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, of every token.
 
         positions: for the rotary embedding only; by default they restart in every segment. segment_ids:
         documents packed in a row are numbered from 1, padding is 0; tokens see their own segment only.
-        Masks go by order in the row, not by position.
+        Masks go by order in the row, not by position. branches: several continuations of a segment's tokens
+        of branch 0, numbered from 1, each with positions that go on from there; a token sees branch 0 and its
+        own, and masks then go by position, which must be given.
         """
+        if branches is not None and positions is None:
+            raise ValueError("branches need positions: they say where each goes on")
         if positions is None:
             if segment_ids is None:
                 positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
             else:
                 positions = segment_positions(segment_ids)
-        index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        order = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        index = jnp.broadcast_to(order if branches is None else positions, tokens.shape)
         block = None if media is None else media_blocks(media.kinds)
-        facts = TokenFacts(jnp.broadcast_to(index, tokens.shape), segment_ids, block)
+        facts = TokenFacts(index, segment_ids, block, branches)
         context = Context(facts, self._rotations(jnp.broadcast_to(positions, tokens.shape)))
         x, per_layer = self._embed(tokens, media)
         x, _ = self._run(x, per_layer, context, None, {}, 0, self.config.num_layers)

@@ -1,9 +1,10 @@
 """Which token may attend to which: one rule for training, prefill and decoding (spec 5).
 
-Everything is said by three facts about each token: its index (order in the row, or absolute position when
+Everything is said by four facts about each token: its index (order in the row, or absolute position when
 decoding), its segment (packed documents do not see each other), its media block (image and video tokens
-of one block see each other on sliding layers). `visible` turns them into a mask for any set of queries
-and keys; nothing else in the repository builds attention masks.
+of one block see each other on sliding layers), its branch (answers to one prompt that stands in the row once
+see the prompt and themselves). `visible` turns them into a mask for any set of queries and keys; nothing else
+in the repository builds attention masks.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ class TokenFacts:
     index: Array  # int32 [B or 1, T]; EMPTY for a key that must never be seen
     segment: Array | None = None  # int32 [B, T]; None: one segment per row
     block: Array | None = None  # int32 [B, T]; -1 outside media blocks; None: no media
+    # int32 [B, T]; 0 what all branches share; None: one. With branches, `index` is the position within the
+    # segment: where a branch goes on after another, order in the row is not distance.
+    branch: Array | None = None
 
     def __getitem__(self, where: tuple[slice, ...]) -> TokenFacts:
         """The same facts about part of the tokens."""
@@ -71,4 +75,7 @@ def visible(
             allowed &= k > q - window
     if query.segment is not None and key.segment is not None:
         allowed &= query.segment[:, :, None] == key.segment[:, None, :]
+    if query.branch is not None and key.branch is not None:
+        theirs = key.branch[:, None, :]
+        allowed &= (theirs == 0) | (query.branch[:, :, None] == theirs)
     return allowed

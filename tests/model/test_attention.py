@@ -68,6 +68,51 @@ def test_chunked_queries_equal_dense(monkeypatch):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def branched(tokens):
+    """Facts of a row of two segments: a prompt of 20 with three answers, then one of 4 with two."""
+    sizes = [(1, 0, 20), (1, 1, 9), (1, 2, 14), (1, 3, 5), (2, 0, 4), (2, 1, 6), (2, 2, 7)]
+    segment, branch, index = (np.zeros((1, tokens), np.int32) for _ in range(3))
+    start, shared = 0, 0
+    for number, which, size in sizes:
+        here = slice(start, start + size)
+        segment[0, here], branch[0, here] = number, which
+        shared = size if which == 0 else shared
+        index[0, here] = np.arange(size) + (shared if which else 0)
+        start += size
+    index, segment, branch = (jnp.asarray(x) for x in (index, segment, branch))
+    return TokenFacts(index, segment, branch=branch)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_visible_with_branches_is_its_definition(window):
+    facts = branched(70)
+    mask = np.asarray(visible(facts, facts, window=window))[0]
+    index, segment, branch = (np.asarray(x)[0] for x in (facts.index, facts.segment, facts.branch))
+    for q in range(70):
+        for k in range(70):
+            near = index[k] <= index[q] and (window is None or index[q] - index[k] < window)
+            mine = branch[k] in (0, branch[q]) and segment[k] == segment[q]
+            assert mask[q, k] == (near and mine), (q, k)
+    # As many keys as in a row of its own, however far behind other answers it stands.
+    seen = mask.sum(-1)[segment > 0]
+    assert (seen == np.minimum(index[segment > 0] + 1, window or 70)).all()
+
+
+def test_every_form_knows_branches(monkeypatch):
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(1, 70, 4, 8)), jnp.float32)
+    k, v = (jnp.asarray(rng.normal(size=(1, 70, 2, 8)), jnp.float32) for _ in range(2))
+    facts = branched(70)
+    kv = KeyValues(v, facts, k)
+    for chunked in (False, True):
+        if chunked:
+            monkeypatch.setattr(attention, "_DENSE_SCORES", 64)
+            monkeypatch.setattr(attention, "_QUERY_CHUNK", 16)
+        for window in (None, 6):
+            plain = dense_attention(CONFIG, q, kv, facts, window)
+            np.testing.assert_allclose(attend(CONFIG, q, kv, facts, window), plain, atol=1e-5)
+
+
 def test_keys_implied_by_values_give_the_same_scores():
     rng = np.random.default_rng(1)
     heads, head_dim = 2, CONFIG.global_head_dim

@@ -171,6 +171,13 @@ def test_packed_rows_equal_separate_rows(name):
         start += len(part)
 
 
+def test_branches_need_positions():
+    module = transformer(preset("tiny-dense"))
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="branches need positions"):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), tokens, branches=tokens))
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_fresh_parameters_start_at_unit_scale(name):
     config = preset(name)
