@@ -4,12 +4,14 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 (data/), what a task's loss is (losses.py). `sft.py` and `dpo.py` put a `Task` together and call `fit`.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from configs.schema import AnyConfig
 from gemma4_jax import checkpoint
@@ -24,7 +26,7 @@ from train.losses import LossFn, Params
 from train.optim import make_optimizer, make_schedule
 from train.progress import Reporter
 from train.start import Start
-from train.step import TrainState, init_state, make_train_step
+from train.step import StepOptions, TrainState, init_state, make_train_step
 from train.throughput import peak_flops, training_flops
 from train.workdir import Workdir
 
@@ -35,6 +37,7 @@ class Task:
 
     initial: makes the parameters to start from; called only if there is no checkpoint.
     frozen: handed to the loss beside the parameters (a live reference), or None.
+    sync_every, sync_alpha: how a reference in the train state follows the policy (TR-DPO).
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
     """
 
@@ -45,6 +48,8 @@ class Task:
     loss_fn: LossFn
     initial: Callable[[], Params]
     frozen: Any = None
+    sync_every: int = 0
+    sync_alpha: float = 0.6
     plots: tuple[str, ...] = ("loss",)
     forwards: float = 0.0
 
@@ -52,6 +57,20 @@ class Task:
 def total_steps(config: AnyConfig, examples: int) -> int:
     """Optimiser steps of a whole run: `run.steps`, or enough for `run.epochs` over `examples`."""
     return config.run.steps or math.ceil(config.run.epochs * examples / config.batch.rows)
+
+
+def step_options(task: Task) -> StepOptions:
+    """What a task's configuration asks of its steps."""
+    optim = task.config.optim
+    return StepOptions(
+        accumulation=task.config.batch.accumulation,
+        sync_every=task.sync_every,
+        sync_alpha=task.sync_alpha,
+        average_decay=optim.average_decay,
+        stochastic_rounding=optim.stochastic_rounding,
+        spike_sigma=optim.spike_sigma,
+        group_norms=optim.group_norms,
+    )
 
 
 def fit(task: Task) -> int:
@@ -63,7 +82,10 @@ def fit(task: Task) -> int:
     total = total_steps(config, len(task.source))
     optimizer = make_optimizer(config.optim, total)
     step_fn = make_train_step(
-        task.loss_fn, optimizer, make_schedule(config.optim, total), config.batch.accumulation
+        task.loss_fn,
+        optimizer,
+        make_schedule(config.optim, total),
+        step_options(task),
     )
     iterator = iterate(task.source, config.batch.rows, config.seed)
     checkpointer = Checkpointer(workdir.checkpoints, config.run.keep)
@@ -79,13 +101,14 @@ def fit(task: Task) -> int:
                 _flops_per_token(task), _peak(), config.batch.rows / len(task.source)
             )
             bad_steps: Any = int(state.bad_steps)
+            before: Mapping[str, Any] | None = None
             for step in range(done + 1, total + 1):
                 batch = next(iterator)
                 state, values = step_fn(state, batch, task.frozen)
                 window.add(batch, values)
                 # Of the step before: to ask about this one would make the host wait for the device.
-                _stop_if_diverged(bad_steps, step - 1, config.optim.max_bad_steps)
-                bad_steps = values["bad_steps"]
+                _stop_if_diverged(task, bad_steps, step - 1, before)
+                bad_steps, before = values["bad_steps"], batch
                 reporter.advance(step)
                 if step % config.run.log_every == 0 or step == total:
                     row = window.close(step)
@@ -95,7 +118,7 @@ def fit(task: Task) -> int:
                     checkpointer.save(step, state, iterator)
                 if interrupts.requested:
                     break
-            _stop_if_diverged(bad_steps, int(state.step), config.optim.max_bad_steps)
+            _stop_if_diverged(task, bad_steps, int(state.step), before)
         finally:
             log.close()
             checkpointer.close()
@@ -116,10 +139,10 @@ def _restore_or_init(
     """State of the newest checkpoint (moving `iterator` there), or that before the first step."""
     latest = checkpointer.latest_step()
     if latest is None:
-        return init_state(task.initial(), optimizer, task.config.seed)
+        return init_state(task.initial(), optimizer, task.config.seed, step_options(task))
     dtype = dtype_named(task.config.model.param_dtype)
     like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, task.config.seed),
+        lambda params: init_state(params, optimizer, task.config.seed, step_options(task)),
         abstract_params(task.start.config, dtype),
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -127,14 +150,25 @@ def _restore_or_init(
     return checkpointer.restore(latest, like, iterator)
 
 
-def _stop_if_diverged(bad_steps: Any, step: int, limit: int) -> None:
+def _stop_if_diverged(
+    task: Task, bad_steps: Any, step: int, batch: Mapping[str, Any] | None
+) -> None:
+    """End a run that only skips, its last batch saved for whoever has to find out why."""
     count = int(bad_steps)
-    if count >= limit:
-        raise UserError(
-            f"{count} steps in a row, up to step {step}, had a loss or gradient that is not finite and "
-            "were skipped (optim.max_bad_steps); lower optim.peak_lr, or look for NaN in the weights "
-            "the run started from"
-        )
+    if count < task.config.optim.max_bad_steps:
+        return
+    saved = ""
+    if batch is not None:
+        file = task.workdir.path / f"bad_batch_{step}.npz"
+        with contextlib.suppress(OSError):
+            arrays: dict[str, Any] = {name: np.asarray(x) for name, x in batch.items()}
+            np.savez_compressed(file, **arrays)
+            saved = f"; the last batch is in {file}"
+    raise UserError(
+        f"{count} steps in a row, up to step {step}, were skipped (optim.max_bad_steps): their loss or "
+        "gradient was not finite, or the loss a spike; lower optim.peak_lr, or look for NaN in the weights "
+        f"the run started from{saved}"
+    )
 
 
 def _flops_per_token(task: Task) -> float:
@@ -154,8 +188,12 @@ def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     say(f"metrics {workdir.metrics}, plot {workdir.plot}")
     if task.config.run.export_huggingface:
         start = task.start
-        model = build(
-            start.config, state.params, start.tokenizer, chat_template=start.chat_template
-        )
+        params = state.params
+        if state.average is not None:
+            params = jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, params)
+            say(
+                f"exported: the moving average of the parameters ({task.config.optim.average_decay})"
+            )
+        model = build(start.config, params, start.tokenizer, chat_template=start.chat_template)
         checkpoint.save_huggingface(model, workdir.huggingface)
         say(f"Hugging Face folder {workdir.huggingface}")

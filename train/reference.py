@@ -21,6 +21,9 @@ from train.losses import Params, reference_pass
 from train.start import Start
 from train.workdir import Workdir
 
+# Below this share of the pairs a pass over all of them is not worth the memory it saves.
+_RARE_VISITS = 4
+
 _PAIR_BYTES = 2 * np.dtype(np.float32).itemsize
 
 ReferencePass = Callable[[Params, dict[str, np.ndarray]], jax.Array]
@@ -85,6 +88,24 @@ def precompute(
     return np.fromfile(file, np.float32).reshape(-1, 2)
 
 
+def choose_reference(config: DPOConfig, pairs: int, visits: int) -> tuple[bool, str]:
+    """Whether the reference is a live copy, and why, in one line.
+
+    pairs: of the data; visits: pairs that the run trains on, each visit counted. A copy costs the memory of
+    the parameters once more and a forward pass a visit; a pass before training costs a forward pass a pair.
+    """
+    loss = config.loss
+    if loss.sync_every:
+        return True, f"live copy: it follows the policy every {loss.sync_every} steps"
+    if loss.reference != "auto":
+        return loss.reference == "live", f"{loss.reference}, as loss.reference says"
+    if visits < pairs // _RARE_VISITS:
+        return True, (
+            f"live copy: the run visits {visits} of {pairs} pairs, a pass over all would cost more"
+        )
+    return False, f"precomputed: one pass over {pairs} pairs, no second copy of the parameters"
+
+
 def precomputed(
     start: Start, source: PairRows, config: DPOConfig, workdir: Workdir, data: str
 ) -> tuple[np.ndarray, Callable[[], Params]]:
@@ -93,14 +114,15 @@ def precomputed(
     data: fingerprint of the pairs. Parameters that were loaded for the pass are those that training
     starts from: there is never a second copy, and after the first checkpoint none is loaded at all.
     """
-    folder, fingerprint = workdir.reference, f"{data}-{config.model.compute_dtype}"
+    tail = "" if config.loss.ld_alpha is None else f"-ld{config.loss.ld_alpha!r}"
+    folder, fingerprint = workdir.reference, f"{data}-{config.model.compute_dtype}{tail}"
     resuming = workdir.has_checkpoint()
     if resuming:
         logprobs = read_reference(folder, fingerprint, len(source))
         if logprobs is not None:
             return logprobs, start.load
     params = start.load()
-    forward = reference_pass(start.module, start.config)
+    forward = reference_pass(start.module, start.config, config.loss.ld_alpha)
     rows = config.batch.rows // config.batch.accumulation
     logprobs = precompute(forward, params, source, rows, folder, fingerprint)
     # `pop` hands the parameters over and keeps no reference to them.

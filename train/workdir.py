@@ -64,6 +64,7 @@ class Workdir:
 
     def _open_config(self, config: AnyConfig) -> None:
         now = {"task": "sft" if isinstance(config, SFTConfig) else "dpo", **dict(flatten(config))}
+        now = json.loads(json.dumps(now))  # as a file gives it back: tuples are lists
         saved = self._read("config.json")
         if self.has_checkpoint() and saved:
             then = {"task": saved["task"], **_flatten_dict(saved["config"])}

@@ -15,6 +15,7 @@ from gemma4_jax import checkpoint
 from gemma4_jax.errors import UserError
 from train import dpo as train_dpo
 from train import sft as train_sft
+from train.reference import choose_reference
 
 from .conftest import sum_rows, write_rows
 
@@ -128,6 +129,45 @@ def test_a_run_that_diverges_stops_with_a_sentence(model_folder, sft_file, tmp_p
         train_sft.run(config)
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["skipped"] >= 2 and rows[-1]["step"] < 50
+    (saved,) = (tmp_path / "run").glob("bad_batch_*.npz")
+    assert np.load(saved)["tokens"].shape == (8, 64)
+
+
+def test_dpo_with_a_mix_of_losses_and_a_reference_that_follows(
+    model_folder, dpo_file, tmp_path, capsys
+):
+    flags = ["--loss.types", "sigmoid", "sft", "--loss.weights", "1", "0.5"]
+    flags += ["--loss.sync-every", "2", "--optim.average-decay", "0.5", "--optim.group-norms"]
+    config = configure(dpo.PRESETS, model_folder, dpo_file, tmp_path / "run", *flags)
+    assert train_dpo.run(config) == 0
+    assert "reference: live copy: it follows the policy every 2 steps" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "run")
+    for row in rows:
+        mixed = row["loss/sigmoid"] + 0.5 * row["loss/sft"]
+        assert row["loss"] == pytest.approx(mixed, rel=1e-5)
+        assert row["grad_norm/attention"] < row["grad_norm"]
+    state = ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / "6" / "state")
+    exported = checkpoint.load(tmp_path / "run" / "huggingface").params
+    jax.tree.map(np.testing.assert_array_equal, exported, state["average"])
+    far = jax.tree.map(lambda a, b: bool((a != b).any()), state["reference"], state["params"])
+    assert far["embed"]["table"]
+    # The same command goes on, and only says that all is done.
+    assert train_dpo.run(config) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "pairs", "visits", "live", "words"),
+    [
+        ([], 100, 100, False, "one pass over 100 pairs"),
+        ([], 1000, 100, True, "the run visits 100 of 1000 pairs"),
+        (["--loss.reference", "precomputed"], 1000, 100, False, "as loss.reference says"),
+        (["--loss.reference", "live"], 10, 100, True, "as loss.reference says"),
+    ],
+)
+def test_the_cheaper_reference_is_chosen(flags, pairs, visits, live, words, tmp_path):
+    config = configure(dpo.PRESETS, tmp_path, tmp_path, tmp_path, *flags)
+    found = choose_reference(config, pairs, visits)
+    assert found[0] is live and words in found[1] and "\n" not in found[1]
 
 
 GOOD = '{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}'
