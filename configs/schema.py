@@ -279,6 +279,25 @@ class PreferenceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTLossConfig:
+    """The supervised loss: negative log-likelihood per target token, and what may be added to it."""
+
+    label_smoothing: float = 0.0
+    """Share of each target's probability that is spread over the whole vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser per target token, which keeps logits from drifting."""
+    neftune_alpha: float = 0.0
+    """Size of the uniform noise on embeddings while training (arXiv 2310.05914; 5 is usual); 0: none."""
+
+    def __post_init__(self) -> None:
+        smoothing = self.label_smoothing
+        _check(0 <= smoothing < 1, "loss.label_smoothing", smoothing, "at least 0 and below 1")
+        for name in ("z_loss", "neftune_alpha"):
+            value = getattr(self, name)
+            _check(0 <= value < float("inf"), f"loss.{name}", value, "at least 0 and finite")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What SFT and DPO have in common."""
 
@@ -305,6 +324,7 @@ class SFTConfig(TrainConfig):
     """Supervised fine-tuning on the assistant turns of dialogues."""
 
     data: SFTDataConfig = SFTDataConfig()
+    loss: SFTLossConfig = SFTLossConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

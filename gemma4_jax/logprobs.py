@@ -119,18 +119,22 @@ def _chunk_logits(softcap: float | None, rows: Array, table: Array) -> Array:
 
 def _chunk_scores(logits: Array, targets: Array, scores: bool) -> tuple[Array, ...]:
     """(log-probability, normaliser) of each row, or all of TokenScores in order."""
-    normalizer = jax.nn.logsumexp(logits, axis=-1)
     wanted = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     if not scores:
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
         return wanted - normalizer, normalizer
-    probabilities = jnp.exp(logits - normalizer[:, None])
+    # One exponential for all sums over the vocabulary.
+    largest = logits.max(-1)
+    weights = jnp.exp(logits - largest[:, None])
+    total = weights.sum(-1)
+    normalizer = largest + jnp.log(total)
     return (
         wanted - normalizer,
         normalizer,
         logits.mean(-1),
-        normalizer - (probabilities * logits).sum(-1),
-        jnp.log(jnp.square(probabilities).sum(-1)),
-        (wanted >= logits.max(-1)).astype(jnp.float32),
+        normalizer - (weights * logits).sum(-1) / total,
+        jnp.log(jnp.square(weights).sum(-1)) - 2 * jnp.log(total),
+        (wanted >= largest).astype(jnp.float32),
     )
 
 

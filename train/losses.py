@@ -16,9 +16,9 @@ from typing import Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from configs.schema import PreferenceConfig
+from configs.schema import PreferenceConfig, SFTLossConfig
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.logprobs import TokenScores, token_logprobs, token_scores
 from train.preference import Pairs, preference_losses, preference_metrics
@@ -27,6 +27,7 @@ Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 # What is averaged: (sum, weight); the mean is sum / weight once all micro-batches are added.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+PLAIN_SFT = SFTLossConfig()
 # float32 [] by name: how much of something a whole step has.
 Totals = Mapping[str, jax.Array]
 
@@ -66,7 +67,9 @@ def batch_totals(batch: Batch) -> dict[str, jax.Array]:
     return totals
 
 
-def _hidden(module: nn.Module, params: Params, batch: Batch) -> Float[Array, "B T D"]:
+def _hidden(
+    module: nn.Module, params: Params, batch: Batch, noise: jax.Array | None = None
+) -> Float[Array, "B T D"]:
     return cast(
         jax.Array,
         module.apply(
@@ -74,6 +77,7 @@ def _hidden(module: nn.Module, params: Params, batch: Batch) -> Float[Array, "B 
             batch["tokens"],
             positions=batch["positions"],
             segment_ids=batch["segment_ids"],
+            noise=noise,
         ),
     )
 
@@ -92,11 +96,18 @@ def batch_logprobs(
 
 
 def batch_scores(
-    module: nn.Module, config: ModelConfig, params: Params, batch: Batch
+    module: nn.Module,
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    noise: jax.Array | None = None,
 ) -> TokenScores:
-    """What the model says about each target that counts, 0 elsewhere; float32 [B,T]."""
+    """What the model says about each target that counts, 0 elsewhere; float32 [B,T].
+
+    noise: [B,T,D], added to the embeddings.
+    """
     return token_scores(
-        _hidden(module, params, batch),
+        _hidden(module, params, batch, noise),
         params["embed"]["table"],
         batch["targets"],
         softcap=config.logit_softcap,
@@ -104,13 +115,44 @@ def batch_scores(
     )
 
 
-def make_sft_loss(module: nn.Module, config: ModelConfig) -> LossFn:
-    """Mean negative log-likelihood per target token, over batches of arrays [B,T]."""
+def neftune_noise(
+    key: jax.Array, segment_ids: Int[Array, "B T"], d_model: int, alpha: float
+) -> Float[Array, "B T D"]:
+    """Uniform noise of size alpha / sqrt(L D), L the tokens of each segment; 0 on padding (NEFTune)."""
+    rows, length = segment_ids.shape
+    counts = jax.vmap(lambda ids: jnp.bincount(ids, length=length + 1))(segment_ids)
+    lengths = jnp.take_along_axis(counts, segment_ids, axis=1)
+    size = jnp.where(segment_ids > 0, alpha * jax.lax.rsqrt(lengths * float(d_model)), 0.0)
+    noise = jax.random.uniform(key, (rows, length, d_model), minval=-1.0, maxval=1.0)
+    return noise * size[..., None]
+
+
+def make_sft_loss(
+    module: nn.Module, config: ModelConfig, loss: SFTLossConfig = PLAIN_SFT
+) -> LossFn:
+    """Mean negative log-likelihood per target token, and what `loss` adds; over batches of arrays [B,T]."""
 
     def loss_fn(params: Params, batch: Batch, totals: Totals, key: jax.Array, frozen: Any) -> Loss:
-        del key, frozen
-        logprobs = batch_logprobs(module, config, params, batch)
-        return Loss(value=-logprobs.sum() / totals["targets"], metrics={})
+        del frozen
+        noise = None
+        if loss.neftune_alpha:
+            noise = neftune_noise(key, batch["segment_ids"], config.d_model, loss.neftune_alpha)
+        scores = batch_scores(module, config, params, batch, noise)
+        nll, smoothing = -scores.logprobs.sum(), loss.label_smoothing
+        total = (1 - smoothing) * nll
+        if smoothing:
+            # -log p of a token drawn from the whole vocabulary.
+            total += smoothing * (scores.normalizers - scores.mean_logits).sum()
+        if loss.z_loss:
+            total += loss.z_loss * jnp.square(scores.normalizers).sum()
+        targets = batch["loss_mask"].sum().astype(jnp.float32)
+        per_target = {
+            "entropy": scores.entropy.sum(),
+            "mean_token_accuracy": scores.top1.sum(),
+            **({"nll": nll} if smoothing or loss.z_loss else {}),
+        }
+        metrics = {n: (jax.lax.stop_gradient(value), targets) for n, value in per_target.items()}
+        return Loss(value=total / totals["targets"], metrics=metrics)
 
     return loss_fn
 

@@ -59,7 +59,7 @@ def run(config: SFTConfig) -> int:
         start=start,
         workdir=workdir,
         source=source,
-        loss_fn=make_sft_loss(start.module, start.config),
+        loss_fn=make_sft_loss(start.module, start.config, config.loss),
         initial=start.load,
         plots=("loss", "grad_norm"),
     )

@@ -91,12 +91,13 @@ class Transformer(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         media: Media | None = None,
+        noise: Float[Array, "B T D"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, of every token.
 
         positions: for the rotary embedding only; by default they restart in every segment. segment_ids:
         documents packed in a row are numbered from 1, padding is 0; tokens see their own segment only.
-        Masks go by order in the row, not by position.
+        Masks go by order in the row, not by position. noise: added to the scaled embeddings (NEFTune).
         """
         if positions is None:
             if segment_ids is None:
@@ -107,7 +108,7 @@ class Transformer(nn.Module):
         block = None if media is None else media_blocks(media.kinds)
         facts = TokenFacts(jnp.broadcast_to(index, tokens.shape), segment_ids, block)
         context = Context(facts, self._rotations(jnp.broadcast_to(positions, tokens.shape)))
-        x, per_layer = self._embed(tokens, media)
+        x, per_layer = self._embed(tokens, media, noise)
         x, _ = self._run(x, per_layer, context, None, {}, 0, self.config.num_layers)
         return self.final_norm(x)
 
@@ -158,7 +159,9 @@ class Transformer(nn.Module):
         x, _ = self._run(x, per_layer, context, None, lent, first, self.config.num_layers)
         return self.final_norm(x)
 
-    def _embed(self, tokens: Array, media: Media | None) -> tuple[Array, Array | None]:
+    def _embed(
+        self, tokens: Array, media: Media | None, noise: Array | None = None
+    ) -> tuple[Array, Array | None]:
         """Stream entering layer 0, and per-layer inputs [L, B, T, P] if the model has them."""
         ids = tokens
         for placeholder in self.config.token_ids.placeholders:
@@ -168,6 +171,8 @@ class Transformer(nn.Module):
         x = self.embed.encode(ids)
         if media is not None:
             x = jnp.where((media.kinds > 0)[..., None], media.embeddings.astype(x.dtype), x)
+        if noise is not None:
+            x = x + noise.astype(x.dtype)
         if not self.config.per_layer_input_width:
             return x, None
         per_layer = self.per_layer_embed(ids, x)

@@ -10,12 +10,19 @@ import numpy as np
 import optax
 import pytest
 
-from configs.schema import OptimConfig, PreferenceConfig
+from configs.schema import OptimConfig, PreferenceConfig, SFTLossConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.model.layers import soft_cap
 from gemma4_jax.model.transformer import abstract_params
 from train.data.sequences import fill
-from train.losses import Loss, make_dpo_loss, make_sft_loss, reference_pass
+from train.losses import (
+    Loss,
+    batch_totals,
+    make_dpo_loss,
+    make_sft_loss,
+    neftune_noise,
+    reference_pass,
+)
 from train.optim import make_optimizer, make_schedule
 from train.step import (
     StepOptions,
@@ -110,6 +117,51 @@ def test_sparse_masks_give_the_gradients_of_a_plain_loss(name):
         np.testing.assert_allclose(loss, plain, rtol=1e-5)
         assert_trees_close(grads, plain_grads, 1e-5)
         assert optax.tree.norm(grads) > 1e-3
+
+
+def test_label_smoothing_and_z_loss_against_whole_logits():
+    config, module, params = tiny("tiny-dense")
+    batch = random_batch(3, 24, config.vocab_size)
+    options = SFTLossConfig(label_smoothing=0.2, z_loss=0.05)
+
+    def whole(params, batch, totals, key, frozen):
+        hidden = module.apply(
+            {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
+        )
+        logits = jnp.einsum("btd,vd->btv", hidden, params["embed"]["table"])
+        logits = soft_cap(logits, config.logit_softcap)
+        logprobs = jax.nn.log_softmax(logits)
+        goal = 0.8 * jax.nn.one_hot(batch["targets"], config.vocab_size) + 0.2 / config.vocab_size
+        per_token = -(goal * logprobs).sum(-1) + 0.05 * jax.nn.logsumexp(logits, -1) ** 2
+        total = jnp.where(batch["loss_mask"], per_token, 0.0).sum()
+        return Loss(value=total / totals["targets"], metrics={})
+
+    loss, grads = gradient(make_sft_loss(module, config, options), params, batch)
+    wanted, wanted_grads = gradient(whole, params, batch)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert_trees_close(grads, wanted_grads, 1e-5)
+
+
+def test_neftune_noise_has_the_size_the_paper_gives():
+    segment_ids = jnp.asarray([[1] * 50 + [2] * 150 + [0] * 56])
+    noise = np.asarray(neftune_noise(KEY, segment_ids, 32, alpha=5.0))[0]
+    for part, length in ((noise[:50], 50), (noise[50:200], 150)):
+        size = 5 / np.sqrt(length * 32)
+        assert 0.98 * size < np.abs(part).max() <= size
+        assert abs(part.mean()) < 0.05 * size
+        assert part.std() == pytest.approx(size / np.sqrt(3), rel=0.05)
+    assert not noise[200:].any()
+
+
+def test_neftune_changes_with_the_key_and_only_while_asked_for():
+    config, module, params = tiny("tiny-ple")
+    batch = random_batch(2, 24, config.vocab_size)
+    totals = batch_totals(batch)
+    noisy = make_sft_loss(module, config, SFTLossConfig(neftune_alpha=5.0))
+    clean = sft_loss("tiny-ple")
+    values = [float(noisy(params, batch, totals, jax.random.key(n), None).value) for n in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+    assert float(clean(params, batch, totals, KEY, None).value) not in values
 
 
 def test_dpo_accumulated_and_with_a_live_reference():
