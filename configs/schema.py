@@ -158,7 +158,11 @@ class RunConfig:
     save_every: int = 500
     """Steps between checkpoints (the last step, SIGTERM and Ctrl-C save as well)."""
     keep: int = 2
-    """Checkpoints that are kept; older ones are deleted."""
+    """Newest checkpoints that are kept; older ones are deleted."""
+    keep_every: int = 0
+    """Keep checkpoints at multiples of so many steps too; 0: not for that reason."""
+    keep_best: int = 0
+    """Keep so many checkpoints of the smallest validation loss too."""
     export_huggingface: bool = False
     """Write the result as a Hugging Face folder too (`huggingface` in the work folder)."""
 
@@ -168,6 +172,9 @@ class RunConfig:
         for name in ("log_every", "save_every", "keep"):
             value = getattr(self, name)
             _check(value >= 1, f"run.{name}", value, "at least 1")
+        for name in ("keep_every", "keep_best"):
+            value = getattr(self, name)
+            _check(value >= 0, f"run.{name}", value, "at least 0 (0: off)")
 
 
 PreferenceLoss = Literal[

@@ -28,6 +28,7 @@ from train.progress import Reporter
 from train.start import Start
 from train.step import StepOptions, TrainState, init_state, make_train_step
 from train.throughput import peak_flops, training_flops
+from train.watchdog import Watchdog
 from train.workdir import Workdir
 
 
@@ -88,13 +89,14 @@ def fit(task: Task) -> int:
         step_options(task),
     )
     iterator = iterate(task.source, config.batch.rows, config.seed)
-    checkpointer = Checkpointer(workdir.checkpoints, config.run.keep)
+    keep = config.run
+    checkpointer = Checkpointer(workdir.checkpoints, keep.keep, keep.keep_every, keep.keep_best)
     state = _restore_or_init(task, optimizer, checkpointer, iterator)
     done = int(state.step)
 
     reporter = Reporter(total, done)
     log = metrics.MetricsFile(workdir.metrics, done)
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
             reporter.line(f"step {done} of {total}, in {workdir.path}")
             window = metrics.Window(
@@ -110,12 +112,14 @@ def fit(task: Task) -> int:
                 _stop_if_diverged(task, bad_steps, step - 1, before)
                 bad_steps, before = values["bad_steps"], batch
                 reporter.advance(step)
+                watchdog.beat()
                 if step % config.run.log_every == 0 or step == total:
                     row = window.close(step)
                     log.write(step, row)
                     reporter.metrics(step, row)
                 if interrupts.requested or step == total or step % config.run.save_every == 0:
                     checkpointer.save(step, state, iterator)
+                    watchdog.pause()
                 if interrupts.requested:
                     break
             _stop_if_diverged(task, bad_steps, int(state.step), before)
@@ -137,8 +141,7 @@ def _restore_or_init(
     task: Task, optimizer: Any, checkpointer: Checkpointer, iterator: Any
 ) -> TrainState:
     """State of the newest checkpoint (moving `iterator` there), or that before the first step."""
-    latest = checkpointer.latest_step()
-    if latest is None:
+    if checkpointer.latest_step() is None:
         return init_state(task.initial(), optimizer, task.config.seed, step_options(task))
     dtype = dtype_named(task.config.model.param_dtype)
     like = jax.eval_shape(
@@ -147,7 +150,9 @@ def _restore_or_init(
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    return checkpointer.restore(latest, like, iterator)
+    restored = checkpointer.restore(like, iterator)
+    assert restored is not None  # there is a latest step
+    return restored[1]
 
 
 def _stop_if_diverged(

@@ -5,17 +5,16 @@ pass goes on where it stopped; it belongs to a fingerprint of the data and a che
 Not here: the forward pass itself (losses.py).
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.schema import DPOConfig
 from gemma4_jax.errors import UserError
+from train.checksum import tree_checksum
 from train.data.pipeline import PairRows
 from train.losses import Params, reference_pass
 from train.start import Start
@@ -27,20 +26,6 @@ _RARE_VISITS = 4
 _PAIR_BYTES = 2 * np.dtype(np.float32).itemsize
 
 ReferencePass = Callable[[Params, dict[str, np.ndarray]], jax.Array]
-
-
-def params_checksum(params: Params) -> str:
-    """Checksum of the bits of all parameters; the same on any number of devices."""
-
-    @jax.jit
-    def weigh(leaf: jax.Array) -> jax.Array:
-        word = jnp.uint32 if leaf.dtype.itemsize == 4 else jnp.uint16
-        bits = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32).reshape(-1)
-        # Odd weights by position, so that swapped values are noticed.
-        return (bits * (2 * jax.lax.iota(jnp.uint32, bits.size) + 1)).sum(dtype=jnp.uint32)
-
-    sums = [(leaf.shape, int(weigh(leaf))) for leaf in jax.tree.leaves(params)]
-    return hashlib.blake2b(repr(sums).encode(), digest_size=12).hexdigest()
 
 
 def read_reference(folder: Path, fingerprint: str, pairs: int) -> np.ndarray | None:
@@ -66,7 +51,7 @@ def precompute(
     """
     folder.mkdir(parents=True, exist_ok=True)
     file, note = folder / f"{fingerprint}.f32", folder / f"{fingerprint}.json"
-    made_by = {"params": params_checksum(params), "rows": rows}
+    made_by = {"params": tree_checksum(params), "rows": rows}
     if not note.exists() or json.loads(note.read_text()) != made_by:
         file.unlink(missing_ok=True)
         note.write_text(json.dumps(made_by))
@@ -132,7 +117,7 @@ def precomputed(
 def check_live(folder: Path, params: Params, resuming: bool) -> None:
     """Note the checksum of a live reference; UserError if a run goes on with another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    note, checksum = folder / "live.json", params_checksum(params)
+    note, checksum = folder / "live.json", tree_checksum(params)
     if resuming and note.exists() and json.loads(note.read_text())["params"] != checksum:
         raise UserError(
             "the weights in model.path are not those this run was started with, so the reference "

@@ -21,6 +21,8 @@ _FREE = frozenset(
         "run.log_every",
         "run.save_every",
         "run.keep",
+        "run.keep_every",
+        "run.keep_best",
         "run.export_huggingface",
         "data.path",
         "data.cache_dir",
