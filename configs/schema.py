@@ -163,16 +163,26 @@ class RunConfig:
     """Keep checkpoints at multiples of so many steps too; 0: not for that reason."""
     keep_best: int = 0
     """Keep so many checkpoints of the smallest validation loss too."""
+    samples: int = 3
+    """Prompts of the data that are answered before and after training, for report.html; 0: none."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too (`tensorboard` in the work folder; needs tensorboardX)."""
+    profile_at: int = 0
+    """Record what the device does for profile_steps steps from this one on (`profile`); 0: never."""
+    profile_steps: int = 3
+    """Steps of a profile."""
+    peak_tflops: float = 0.0
+    """Peak of one device for the MFU, in TFLOP/s; 0: that of the data sheet, if it is a known device."""
     export_huggingface: bool = False
     """Write the result as a Hugging Face folder too (`huggingface` in the work folder)."""
 
     def __post_init__(self) -> None:
         _check(0 < self.epochs < float("inf"), "run.epochs", self.epochs, "above 0 and finite")
         _check(self.steps is None or self.steps >= 1, "run.steps", self.steps, "at least 1")
-        for name in ("log_every", "save_every", "keep"):
+        for name in ("log_every", "save_every", "keep", "profile_steps"):
             value = getattr(self, name)
             _check(value >= 1, f"run.{name}", value, "at least 1")
-        for name in ("keep_every", "keep_best"):
+        for name in ("keep_every", "keep_best", "samples", "profile_at", "peak_tflops"):
             value = getattr(self, name)
             _check(value >= 0, f"run.{name}", value, "at least 0 (0: off)")
 

@@ -28,6 +28,7 @@ def run(config: DPOConfig) -> int:
     from train.loop import Task, fit, total_steps
     from train.losses import make_dpo_loss
     from train.reference import check_live, choose_reference, precomputed
+    from train.samples import first_prompts
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
@@ -71,6 +72,12 @@ def run(config: DPOConfig) -> int:
         frozen=frozen,
         sync_every=config.loss.sync_every,
         sync_alpha=config.loss.sync_alpha,
+        prompts=first_prompts(
+            (prepared.sequence(i) for i in range(0, len(prepared.lengths), 2)),
+            start.tokenizer,
+            config.run.samples,
+        ),
+        data=prepared.summary,
         plots=("loss", "rewards/margins", "rewards/accuracies"),
         forwards=float(live),
     )

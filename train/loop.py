@@ -6,7 +6,7 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +15,20 @@ import numpy as np
 
 from configs.schema import AnyConfig
 from gemma4_jax import checkpoint
-from gemma4_jax.build import build, dtype_named
+from gemma4_jax.build import Model, build, dtype_named
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params
-from train import metrics
+from train import metrics, samples
 from train.checkpointer import Checkpointer
 from train.data.pipeline import Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
 from train.optim import make_optimizer, make_schedule
 from train.progress import Reporter
+from train.report import write_report
 from train.start import Start
 from train.step import StepOptions, TrainState, init_state, make_train_step
-from train.throughput import peak_flops, training_flops
+from train.throughput import Profiler, peak_flops, peak_memory, training_flops
 from train.watchdog import Watchdog
 from train.workdir import Workdir
 
@@ -40,6 +41,7 @@ class Task:
     frozen: handed to the loss beside the parameters (a live reference), or None.
     sync_every, sync_alpha: how a reference in the train state follows the policy (TR-DPO).
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
+    prompts: to be answered before training and after. data: one line about the data, for the report.
     """
 
     config: AnyConfig
@@ -53,6 +55,8 @@ class Task:
     sync_alpha: float = 0.6
     plots: tuple[str, ...] = ("loss",)
     forwards: float = 0.0
+    prompts: Sequence[samples.Prompt] = ()
+    data: str = ""
 
 
 def total_steps(config: AnyConfig, examples: int) -> int:
@@ -96,16 +100,24 @@ def fit(task: Task) -> int:
 
     reporter = Reporter(total, done)
     log = metrics.MetricsFile(workdir.metrics, done)
+    board = metrics.TensorBoard(workdir.tensorboard) if config.run.tensorboard else None
+    profiler = Profiler(workdir.profile, config.run.profile_at, config.run.profile_steps)
+    if done == 0:
+        _sample(task, state, reporter.line)
     with Interrupts() as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
             reporter.line(f"step {done} of {total}, in {workdir.path}")
             window = metrics.Window(
-                _flops_per_token(task), _peak(), config.batch.rows / len(task.source)
+                training_flops(task.start.config, task.source.length, forwards=task.forwards),
+                1e12 * config.run.peak_tflops or peak_flops(jax.devices()[0].device_kind),
+                config.batch.rows / len(task.source),
+                jax.device_count(),
             )
             bad_steps: Any = int(state.bad_steps)
             before: Mapping[str, Any] | None = None
             for step in range(done + 1, total + 1):
                 batch = next(iterator)
+                profiler.step(step)
                 state, values = step_fn(state, batch, task.frozen)
                 window.add(batch, values)
                 # Of the step before: to ask about this one would make the host wait for the device.
@@ -114,8 +126,10 @@ def fit(task: Task) -> int:
                 reporter.advance(step)
                 watchdog.beat()
                 if step % config.run.log_every == 0 or step == total:
-                    row = window.close(step)
+                    row = window.close(step) | {"memory_gib": peak_memory()}
                     log.write(step, row)
+                    if board is not None:
+                        board.write(step, row)
                     reporter.metrics(step, row)
                 if interrupts.requested or step == total or step % config.run.save_every == 0:
                     checkpointer.save(step, state, iterator)
@@ -124,7 +138,10 @@ def fit(task: Task) -> int:
                     break
             _stop_if_diverged(task, bad_steps, int(state.step), before)
         finally:
+            profiler.close()
             log.close()
+            if board is not None:
+                board.close()
             checkpointer.close()
             reporter.close()
     if interrupts.requested:
@@ -176,29 +193,42 @@ def _stop_if_diverged(
     )
 
 
-def _flops_per_token(task: Task) -> float:
-    return training_flops(task.start.config, task.source.length, forwards=task.forwards)
+def _model(task: Task, params: Params) -> Model:
+    start = task.start
+    return build(start.config, params, start.tokenizer, chat_template=start.chat_template)
 
 
-def _peak() -> float | None:
-    peak = peak_flops(jax.devices()[0].device_kind)
-    return None if peak is None else peak * jax.device_count()
+def _sample(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
+    """Answers to the task's prompts, noted; nothing that goes wrong here is worth a run."""
+    if not task.prompts:
+        return
+    try:
+        answers = samples.ask(_model(task, state.params), list(task.prompts), int(state.step))
+        samples.note(task.workdir.samples, answers)
+    except (UserError, OSError) as error:
+        say(f"no samples: {error}")
 
 
 def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
-    """Plot, export, and say where everything is."""
-    workdir = task.workdir
+    """Plot, sample, report, export, and say where everything is."""
+    workdir, config = task.workdir, task.config
     metrics.plot(workdir.metrics, workdir.plot, task.plots)
+    _sample(task, state, say)
+    params = state.params
+    about = [
+        ("model", f"{task.start.config.name}, from {config.model.path or 'random weights'}"),
+        ("parameters trained", f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"),
+        ("data", f"{config.data.path}: {task.data}"),
+        ("steps", f"{int(state.step)}, of which skipped {int(state.skipped)}"),
+        ("device", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
+    ]
     say(f"finished: checkpoint {workdir.checkpoints / str(int(state.step))}")
     say(f"metrics {workdir.metrics}, plot {workdir.plot}")
-    if task.config.run.export_huggingface:
-        start = task.start
-        params = state.params
-        if state.average is not None:
-            params = jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, params)
-            say(
-                f"exported: the moving average of the parameters ({task.config.optim.average_decay})"
-            )
-        model = build(start.config, params, start.tokenizer, chat_template=start.chat_template)
-        checkpoint.save_huggingface(model, workdir.huggingface)
-        say(f"Hugging Face folder {workdir.huggingface}")
+    say(f"report {write_report(workdir, config, about, task.prompts)}")
+    if not config.run.export_huggingface:
+        return
+    if state.average is not None:
+        params = jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, params)
+        say(f"exported: the moving average of the parameters ({config.optim.average_decay})")
+    checkpoint.save_huggingface(_model(task, params), workdir.huggingface)
+    say(f"Hugging Face folder {workdir.huggingface}")

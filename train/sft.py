@@ -27,6 +27,7 @@ def run(config: SFTConfig) -> int:
     from train.data.rows import sft_encoder
     from train.loop import Task, fit
     from train.losses import make_sft_loss
+    from train.samples import first_prompts
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
@@ -61,6 +62,12 @@ def run(config: SFTConfig) -> int:
         source=source,
         loss_fn=make_sft_loss(start.module, start.config, config.loss),
         initial=start.load,
+        prompts=first_prompts(
+            (prepared.sequence(i) for i in range(len(prepared.lengths))),
+            start.tokenizer,
+            config.run.samples,
+        ),
+        data=prepared.summary,
         plots=("loss", "grad_norm"),
     )
     return fit(task)

@@ -23,6 +23,11 @@ _FREE = frozenset(
         "run.keep",
         "run.keep_every",
         "run.keep_best",
+        "run.samples",
+        "run.tensorboard",
+        "run.profile_at",
+        "run.profile_steps",
+        "run.peak_tflops",
         "run.export_huggingface",
         "data.path",
         "data.cache_dir",
@@ -39,6 +44,10 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "metrics.png"
+        self.report = self.path / "report.html"
+        self.samples = self.path / "samples.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
         self.huggingface = self.path / "huggingface"
         self.reference = self.path / "reference"
         self.cache = Path(config.data.cache_dir or self.path / "cache").absolute()

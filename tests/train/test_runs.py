@@ -1,8 +1,10 @@
 """Whole runs through the entry points: what they leave behind, what they refuse."""
 
 import dataclasses
+import html
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import jax
@@ -24,6 +26,7 @@ def configure(presets, model: Path, data: Path, work: Path, *flags: str):
     words = ["--model.architecture", "", "--model.path", str(model)]
     words += ["--data.path", str(data), "--run.workdir", str(work)]
     words += ["--run.steps", "6", "--run.log-every", "1", "--run.export-huggingface"]
+    words += ["--run.samples", "0"]  # they compile a sampler
     return cli.parse("train", presets, ["tiny", *words, *flags])
 
 
@@ -39,6 +42,7 @@ def finished(model_folder, tmp_path_factory):
     config = configure(
         sft.PRESETS, model_folder, data, folder / "run", "--data.packing",
         *("--data.max-length", "96", "--batch.rows", "4", "--batch.accumulation", "2"),
+        *("--run.samples", "2", "--run.tensorboard", "--run.profile-at", "3"),
     )  # fmt: skip
     assert train_sft.run(config) == 0
     return config
@@ -63,6 +67,46 @@ def test_sft_learns_and_leaves_everything_behind(finished, model_folder):
     jax.tree.map(np.testing.assert_array_equal, exported.params, state["params"])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), exported.params, start.params)
     assert moved["embed"]["table"]
+
+
+def test_a_report_shows_the_run(finished):
+    work = Path(finished.run.workdir)
+    page = (work / "report.html").read_text()
+    noted = [json.loads(line) for line in (work / "samples.jsonl").open()]
+    assert [each["step"] for each in noted] == [0, 6]
+    assert all(len(each["texts"]) == 2 for each in noted)
+    assert noted[0]["texts"] != noted[1]["texts"]
+    for words in (
+        "before training",
+        "after step 6",
+        "in the data",
+        "optim.peak_lr",
+        "data:image/png",
+    ):
+        assert words in page
+    assert html.escape("<|turn>model") in page
+    for name in ("memory_gib", "tokens_per_second", "tflops_per_device"):
+        assert rows_of(work)[-1][name] > 0 and name in page
+
+
+def test_tensorboard_and_a_profile(finished):
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    work = Path(finished.run.workdir)
+    (file,) = (work / "tensorboard").iterdir()
+    data, points = file.read_bytes(), {}
+    while data:  # records: length, its checksum, content, its checksum
+        (length,) = struct.unpack("<Q", data[:8])
+        content = data[12 : 12 + length]
+        assert struct.unpack("<I", data[12 + length : 16 + length])[0] == masked_crc32c(content)
+        event = Event.FromString(content)
+        for value in event.summary.value:
+            points[value.tag, event.step] = value.simple_value
+        data = data[16 + length :]
+    for row in rows_of(work):
+        assert points["train/loss", row["step"]] == pytest.approx(row["loss"], rel=1e-6)
+    assert list((work / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_finished_run_only_says_so(finished, capsys):
