@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from benchmarks.measure import emit, peak_rss_mib, timed
+from configs.schema import PreferenceConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.checkpoint.safetensors import read_json
 from gemma4_jax.errors import UserError, report_user_errors
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.task == "sft":
         loss = make_sft_loss(module, config)
     else:
-        loss = make_dpo_loss(module, config, beta=0.1, live=live)
+        loss = make_dpo_loss(module, config, PreferenceConfig(), live=live)
         if not live:
             batch["reference_logprobs"] = np.asarray(reference_pass(module, config)(params, batch))
     schedule = optax.constant_schedule(1e-4)

@@ -1,7 +1,8 @@
 """Presets of direct preference optimisation: functions that return a whole configuration.
 
-With `reference="precomputed"` a run holds one copy of the model: 16 bytes a parameter in float32
-with AdamW, before activations, as for SFT. `live` adds 4 bytes a parameter for the reference.
+With a precomputed reference (what `auto` takes unless a run visits a small part of its data) a run holds
+one copy of the model: 16 bytes a parameter in float32 with AdamW, before activations, as for SFT. A live
+one adds 4 bytes a parameter.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def _full(peak_lr: float) -> DPOConfig:
         batch=BatchConfig(rows=64, accumulation=64),
         optim=OptimConfig(peak_lr=peak_lr, schedule="linear", warmup_fraction=0.1),
         run=RunConfig(export_huggingface=True),
-        loss=PreferenceConfig(beta=0.1, reference="precomputed"),
+        loss=PreferenceConfig(beta=0.1),
     )
 
 

@@ -139,10 +139,13 @@ class BatchConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimiser, its schedule, and what happens to steps that went wrong."""
 
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
+    """adamw: two moments, 8 bytes a parameter. adafactor: second moments factored, next to none.
+    muon: orthogonalised momentum for projections, 4 bytes a parameter, Nesterov AdamW for the rest."""
     peak_lr: float = 1e-5
-    """Learning rate after the warm-up."""
+    """Learning rate after the warm-up (muon: scaled so that AdamW's rates fit)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls from peak_lr to peak_lr * final_lr_fraction at the last step."""
     warmup_fraction: float = 0.03
@@ -150,29 +153,40 @@ class OptimConfig:
     final_lr_fraction: float = 0.0
     """Rate at the last step as a share of peak_lr (cosine and linear)."""
     b1: float = 0.9
-    """Decay of the mean of gradients."""
+    """Decay of the mean of gradients (adafactor keeps none)."""
     b2: float = 0.999
-    """Decay of the mean of squared gradients."""
+    """Decay of the mean of squared gradients (adamw, and muon's AdamW part)."""
     eps: float = 1e-8
-    """Added to the root of the mean square."""
+    """Added to the root of the mean square (adamw)."""
+    muon_momentum: float = 0.95
+    """Decay of the momentum that muon orthogonalises."""
     weight_decay: float = 0.0
     """Decoupled decay of projection matrices; embeddings, norms and scales never decay."""
     clip_norm: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down (logged: the norm before)."""
+    stochastic_rounding: bool = False
+    """Round updated bfloat16 parameters up or down at random, right on average (else to nearest)."""
+    average_decay: float = 0.0
+    """Decay of a moving average of the parameters, exported in their place; 0: none is kept."""
+    spike_sigma: float = 0.0
+    """Skip steps whose loss is so many deviations above its running mean; 0: none is called a spike."""
     max_bad_steps: int = 10
-    """Stop after so many steps in a row with a loss or gradient not finite (each is skipped)."""
+    """Stop after so many steps in a row that were skipped (loss or gradient not finite, or a spike)."""
+    group_norms: bool = False
+    """Log the gradient norm of each group of parameters too (attention, mlp, experts, ...)."""
 
     def __post_init__(self) -> None:
         _check(0 < self.peak_lr < float("inf"), "optim.peak_lr", self.peak_lr, "above 0 and finite")
         for name in ("warmup_fraction", "final_lr_fraction"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"optim.{name}", value, "between 0 and 1")
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "muon_momentum", "average_decay"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
         _check(self.eps > 0, "optim.eps", self.eps, "above 0")
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _check(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0 (inf: no clipping)")
+        _check(self.spike_sigma >= 0, "optim.spike_sigma", self.spike_sigma, "at least 0 (0: off)")
         _check(self.max_bad_steps >= 1, "optim.max_bad_steps", self.max_bad_steps, "at least 1")
 
 
@@ -191,29 +205,160 @@ class RunConfig:
     save_every: int = 500
     """Steps between checkpoints (the last step, SIGTERM and Ctrl-C save as well)."""
     keep: int = 2
-    """Checkpoints that are kept; older ones are deleted."""
+    """Newest checkpoints that are kept; older ones are deleted."""
+    keep_every: int = 0
+    """Keep checkpoints at multiples of so many steps too; 0: not for that reason."""
+    keep_best: int = 0
+    """Keep so many checkpoints of the smallest validation loss too."""
+    samples: int = 3
+    """Prompts of the data that are answered before and after training, for report.html; 0: none."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too (`tensorboard` in the work folder; needs tensorboardX)."""
+    profile_at: int = 0
+    """Record what the device does for profile_steps steps from this one on (`profile`); 0: never."""
+    profile_steps: int = 3
+    """Steps of a profile."""
+    peak_tflops: float = 0.0
+    """Peak of one device for the MFU, in TFLOP/s; 0: that of the data sheet, if it is a known device."""
     export_huggingface: bool = False
     """Write the result as a Hugging Face folder too (`huggingface` in the work folder)."""
 
     def __post_init__(self) -> None:
         _check(0 < self.epochs < float("inf"), "run.epochs", self.epochs, "above 0 and finite")
         _check(self.steps is None or self.steps >= 1, "run.steps", self.steps, "at least 1")
-        for name in ("log_every", "save_every", "keep"):
+        for name in ("log_every", "save_every", "keep", "profile_steps"):
             value = getattr(self, name)
             _check(value >= 1, f"run.{name}", value, "at least 1")
+        for name in ("keep_every", "keep_best", "samples", "profile_at", "peak_tflops"):
+            value = getattr(self, name)
+            _check(value >= 0, f"run.{name}", value, "at least 0 (0: off)")
+
+
+PreferenceLoss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+# They read more of a pair than the difference of its scores, or sort the batch.
+_REVERSE_KL_ONLY = frozenset(
+    {"nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"}
+)
+_SORTING = frozenset({"aot", "aot_unpaired"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceConfig:
-    """The preference loss: -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected))."""
+    """The preference loss: a weighted sum of terms (train/preference.py has their formulas)."""
 
+    types: tuple[PreferenceLoss, ...] = ("sigmoid",)
+    """Terms of the loss. MPO: sigmoid bco_pair sft, with weights 0.8 0.2 1; RPO: sigmoid sft."""
+    weights: tuple[float, ...] = ()
+    """Weight of each term; empty: 1 each."""
     beta: float = 0.1
     """Strength of the pull towards the reference (arXiv 2305.18290, equation 7)."""
-    reference: Literal["precomputed", "live"] = "precomputed"
+    label_smoothing: float = 0.0
+    """Share of pairs assumed to be labelled the wrong way round (robust, exo_pair, aot kinds)."""
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = (
+        "reverse_kl"
+    )
+    """What the pull towards the reference measures (arXiv 2309.16240)."""
+    f_alpha: float = 0.5
+    """Order of the alpha divergence."""
+    discopop_tau: float = 0.05
+    """Temperature of discopop's blend."""
+    ld_alpha: float | None = None
+    """LD-DPO: weight of the tokens beyond the shorter completion's length; None: all count alike."""
+    wpo: bool = False
+    """Weight each pair by how likely the policy is to write it (arXiv 2406.11827)."""
+    reference: Literal["auto", "precomputed", "live"] = "auto"
     """Reference log-probabilities: one pass before training (then freed), or at every step."""
+    sync_every: int = 0
+    """TR-DPO: steps between updates of a live reference towards the policy; 0: never."""
+    sync_alpha: float = 0.6
+    """TR-DPO: share of the policy in an update of the reference (arXiv 2404.09656)."""
 
     def __post_init__(self) -> None:
         _check(0 < self.beta < float("inf"), "loss.beta", self.beta, "above 0 and finite")
+        _check(bool(self.types), "loss.types", self.types, "at least one loss")
+        _check(len(set(self.types)) == len(self.types), "loss.types", self.types, "without repeats")
+        _check(
+            len(self.weights) in (0, len(self.types)),
+            "loss.weights",
+            self.weights,
+            f"empty or one number for each of loss.types = {' '.join(self.types)}",
+        )
+        _check(
+            all(0 <= weight < float("inf") for weight in self.weights)
+            and any((*self.weights, not self.weights)),
+            "loss.weights",
+            self.weights,
+            "at least 0, finite, and not all 0",
+        )
+        smoothing = self.label_smoothing
+        _check(0 <= smoothing < 0.5, "loss.label_smoothing", smoothing, "at least 0, below 0.5")
+        if "exo_pair" in self.types:
+            _check(smoothing > 0, "loss.label_smoothing", smoothing, "above 0 for exo_pair")
+        if self.f_divergence != "reverse_kl":
+            bad = sorted(_REVERSE_KL_ONLY & set(self.types))
+            _check(
+                not bad,
+                "loss.f_divergence",
+                self.f_divergence,
+                f"reverse_kl with {', '.join(bad)}: only the difference of two scores has other forms",
+            )
+        _check(self.discopop_tau > 0, "loss.discopop_tau", self.discopop_tau, "above 0")
+        if self.ld_alpha is not None:
+            _check(0 <= self.ld_alpha <= 1, "loss.ld_alpha", self.ld_alpha, "between 0 and 1")
+        if self.wpo:
+            bad = sorted(_SORTING & set(self.types))
+            _check(
+                not bad, "loss.wpo", True, f"False with {', '.join(bad)}, which re-pair the batch"
+            )
+        _check(self.sync_every >= 0, "loss.sync_every", self.sync_every, "at least 0 (0: never)")
+        _check(0 < self.sync_alpha <= 1, "loss.sync_alpha", self.sync_alpha, "above 0, at most 1")
+        if self.sync_every:
+            _check(
+                self.reference != "precomputed",
+                "loss.reference",
+                self.reference,
+                "live or auto when loss.sync_every moves the reference",
+            )
+
+    @property
+    def terms(self) -> tuple[tuple[PreferenceLoss, float], ...]:
+        """(loss, weight) of each term."""
+        return tuple(zip(self.types, self.weights or (1.0,) * len(self.types), strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTLossConfig:
+    """The supervised loss: negative log-likelihood per target token, and what may be added to it."""
+
+    label_smoothing: float = 0.0
+    """Share of each target's probability that is spread over the whole vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser per target token, which keeps logits from drifting."""
+    neftune_alpha: float = 0.0
+    """Size of the uniform noise on embeddings while training (arXiv 2310.05914; 5 is usual); 0: none."""
+
+    def __post_init__(self) -> None:
+        smoothing = self.label_smoothing
+        _check(0 <= smoothing < 1, "loss.label_smoothing", smoothing, "at least 0 and below 1")
+        for name in ("z_loss", "neftune_alpha"):
+            value = getattr(self, name)
+            _check(0 <= value < float("inf"), f"loss.{name}", value, "at least 0 and finite")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,6 +374,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2**31 - 1")
+        if self.optim.stochastic_rounding:
+            _check(
+                self.model.param_dtype == "bfloat16",
+                "optim.stochastic_rounding",
+                True,
+                f"False with model.param_dtype {self.model.param_dtype}: only bfloat16 is rounded",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,6 +388,7 @@ class SFTConfig(TrainConfig):
     """Supervised fine-tuning on the assistant turns of dialogues."""
 
     data: SFTDataConfig = SFTDataConfig()
+    loss: SFTLossConfig = SFTLossConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,6 +397,15 @@ class DPOConfig(TrainConfig):
 
     data: DataConfig = DataConfig()
     loss: PreferenceConfig = PreferenceConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sorting = sorted(_SORTING & set(self.loss.types))
+        if sorting and self.batch.accumulation > 1:
+            raise ConfigError(
+                f"batch.accumulation is {self.batch.accumulation}; {sorting[0]} ranks the pairs of a "
+                "whole batch, so it must be 1 (lower batch.rows, or take another of loss.types)"
+            )
 
 
 AnyConfig = SFTConfig | DPOConfig

@@ -3,11 +3,12 @@
 The vocabulary has 262 144 entries; float32 logits of 64 Ki tokens would take 64 GiB. Here the wanted
 positions are moved to the front, then taken a chunk at a time: project, cap, log-softmax, keep one number
 each. The backward pass does the same again. Positions outside the mask cost nothing, so an
-assistant-only loss pays for assistant tokens. SFT, DPO, scoring and evaluation share this function.
+assistant-only loss pays for assistant tokens. SFT, DPO, scoring and evaluation share this file.
 
 Letters: B batch, T tokens, D d_model, V vocabulary, M = B * T positions, C positions per chunk.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,6 +21,21 @@ from gemma4_jax.model.layers import soft_cap
 
 # Numbers in one chunk of logits: 64 MiB in float32. Larger chunks gain no speed, only memory.
 _CHUNK_LOGITS = 2**24
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """What the distribution p before each target says; float32 [B, T], 0 where the mask is False."""
+
+    # These have gradients:
+    logprobs: Array  # log p(target)
+    normalizers: Array  # log sum exp of the logits
+    mean_logits: Array  # over the vocabulary
+    # These have none:
+    entropy: Array  # of p
+    log_collision: Array  # log sum p^2 (WPO, arXiv 2406.11827)
+    top1: Array  # 1.0 where the target is the likeliest token
 
 
 def token_logprobs(
@@ -36,25 +52,56 @@ def token_logprobs(
     hidden: after the final norm. table: the tied embedding table. softcap: the final soft cap, or None.
     chunk: positions taken at a time; by default as many as keep a chunk of logits at 64 MiB.
     """
+    (out,) = _masked(hidden, table, targets, softcap, mask, chunk, False)
+    return out
+
+
+def token_scores(
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    *,
+    softcap: float | None,
+    mask: Bool[Array, "B T"] | None = None,
+    chunk: int | None = None,
+) -> TokenScores:
+    """`token_logprobs` and what else a loss or a log may ask of the same logits; arguments as there."""
+    names = [field.name for field in dataclasses.fields(TokenScores)]
+    found = _masked(hidden, table, targets, softcap, mask, chunk, True)
+    return TokenScores(**dict(zip(names, found, strict=True)))
+
+
+def _masked(
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    softcap: float | None,
+    mask: Array | None,
+    chunk: int | None,
+    scores: bool,
+) -> list[Array]:
     shape, rows = targets.shape, targets.size
     chunk = min(chunk or max(8, _CHUNK_LOGITS // table.shape[0]), rows)
     keep = jnp.ones((rows,), bool) if mask is None else mask.reshape(-1)
-    out = _masked_logprobs(
-        softcap,
-        chunk,
+    found = _scored(
+        (softcap, chunk, scores),
         hidden.reshape(rows, -1),
         table.astype(hidden.dtype),
         targets.reshape(-1),
         keep,
     )
-    return out.reshape(shape)
+    return [values.reshape(shape) for values in found]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _masked_logprobs(
-    softcap: float | None, chunk: int, hidden: Array, table: Array, targets: Array, keep: Array
-) -> Array:
-    return _forward(softcap, chunk, hidden, table, targets, keep)[0]
+# (soft cap, positions a chunk, whether all of TokenScores is wanted or log-probabilities alone)
+_Settings = tuple[float | None, int, bool]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scored(
+    settings: _Settings, hidden: Array, table: Array, targets: Array, keep: Array
+) -> tuple[Array, ...]:
+    return _forward(settings, hidden, table, targets, keep)[0]
 
 
 def _plan(keep: Array, chunk: int) -> tuple[Array, Array]:
@@ -70,48 +117,79 @@ def _chunk_logits(softcap: float | None, rows: Array, table: Array) -> Array:
     return soft_cap(logits, softcap)
 
 
+def _chunk_scores(logits: Array, targets: Array, scores: bool) -> tuple[Array, ...]:
+    """(log-probability, normaliser) of each row, or all of TokenScores in order."""
+    wanted = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    if not scores:
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
+        return wanted - normalizer, normalizer
+    # One exponential for all sums over the vocabulary.
+    largest = logits.max(-1)
+    weights = jnp.exp(logits - largest[:, None])
+    total = weights.sum(-1)
+    normalizer = largest + jnp.log(total)
+    return (
+        wanted - normalizer,
+        normalizer,
+        logits.mean(-1),
+        normalizer - (weights * logits).sum(-1) / total,
+        jnp.log(jnp.square(weights).sum(-1)) - 2 * jnp.log(total),
+        (wanted >= largest).astype(jnp.float32),
+    )
+
+
 def _forward(
-    softcap: float | None, chunk: int, hidden: Array, table: Array, targets: Array, keep: Array
-) -> tuple[Array, Any]:
+    settings: _Settings, hidden: Array, table: Array, targets: Array, keep: Array
+) -> tuple[tuple[Array, ...], Any]:
+    softcap, chunk, scores = settings
     order, chunks = _plan(keep, chunk)
 
-    def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        logprobs, normalisers = carry
+    def body(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         at = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
         logits = _chunk_logits(softcap, hidden.at[at].get(mode="clip"), table)
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        wanted = targets.at[at].get(mode="clip")
-        chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        return (
-            logprobs.at[at].set(chosen - normaliser, mode="drop"),
-            normalisers.at[at].set(normaliser, mode="drop"),
+        found = _chunk_scores(logits, targets.at[at].get(mode="clip"), scores)
+        return tuple(
+            into.at[at].set(new, mode="drop") for into, new in zip(carry, found, strict=True)
         )
 
-    zeros = jnp.zeros(targets.shape, jnp.float32)
-    logprobs, normalisers = jax.lax.fori_loop(0, chunks, body, (zeros, zeros))
-    logprobs = jnp.where(keep, logprobs, 0.0)  # the last chunk may reach past the wanted positions
-    return logprobs, (hidden, table, targets, keep, normalisers)
+    number = len(dataclasses.fields(TokenScores)) if scores else 2
+    zeros = (jnp.zeros(targets.shape, jnp.float32),) * number
+    found = jax.lax.fori_loop(0, chunks, body, zeros)
+    # The last chunk may reach past the wanted positions.
+    masked = tuple(jnp.where(keep, values, 0.0) for values in found)
+    return masked if scores else masked[:1], (hidden, table, targets, keep, found[1])
 
 
-def _backward(softcap: float | None, chunk: int, saved: Any, grad: Array) -> tuple[Any, ...]:
-    hidden, table, targets, keep, normalisers = saved
+def _backward(settings: _Settings, saved: Any, grads: tuple[Array, ...]) -> tuple[Any, ...]:
+    softcap, chunk, scores = settings
+    hidden, table, targets, keep, normalizers = saved
     order, chunks = _plan(keep, chunk)
-    grad = jnp.where(keep, grad, 0.0)
+    # Of the target's logit, of the normaliser, and of the mean: what an entry of a row of logits collects.
+    of_target = jnp.where(keep, grads[0], 0.0)
+    of_normalizer = jnp.where(keep, grads[1], 0.0) - of_target if scores else -of_target
+    of_mean = jnp.where(keep, grads[2], 0.0) / table.shape[0] if scores else None
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         d_hidden, d_table = carry
         at = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
+
+        def column(values: Array) -> Array:
+            return values.at[at].get(mode="fill", fill_value=0.0)[:, None]
+
         rows = hidden.at[at].get(mode="clip")
         logits = _chunk_logits(softcap, rows, table)
-        probabilities = jnp.exp(logits - normalisers.at[at].get(mode="clip")[:, None])
-        g = grad.at[at].get(mode="fill", fill_value=0.0)[:, None]
+        probabilities = jnp.exp(logits - normalizers.at[at].get(mode="clip")[:, None])
         wanted = targets.at[at].get(mode="clip")[:, None]
         columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        d_logits = g * ((columns == wanted) - probabilities)
+        d_logits = jnp.where(columns == wanted, column(of_target), 0.0)
+        d_logits += column(of_normalizer) * probabilities
+        if of_mean is not None:
+            d_logits += column(of_mean)
         if softcap is not None:
             d_logits = d_logits * (1 - jnp.square(logits / softcap))
         # A position that was never computed has normaliser 0 and exp may overflow; its gradient is 0.
-        d_logits = jnp.where(g == 0, 0.0, d_logits).astype(table.dtype)
+        wanted_row = keep.at[at].get(mode="fill", fill_value=False)[:, None]
+        d_logits = jnp.where(wanted_row, d_logits, 0.0).astype(table.dtype)
         d_rows = jnp.einsum("cv,vd->cd", d_logits, table, preferred_element_type=jnp.float32)
         d_table += jnp.einsum("cv,cd->vd", d_logits, rows, preferred_element_type=jnp.float32)
         return d_hidden.at[at].set(d_rows, mode="drop"), d_table
@@ -122,4 +200,4 @@ def _backward(softcap: float | None, chunk: int, saved: Any, grad: Array) -> tup
     return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), none, none
 
 
-_masked_logprobs.defvjp(_forward, _backward)
+_scored.defvjp(_forward, _backward)

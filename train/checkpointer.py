@@ -1,68 +1,187 @@
 """Checkpoints of a run: train state and data position together, written in the background.
 
-A thin wrapper around Orbax's CheckpointManager (its v0 interface). A checkpoint becomes visible by
-renaming a finished folder, so a run killed inside a save goes on from the one before. Not here: exports
-for other programs (gemma4_jax/checkpoint), what is worth saving when (loop.py).
+A thin wrapper around Orbax's CheckpointManager (its v0 interface). A checkpoint becomes visible by renaming
+a finished folder, so a run killed inside a save goes on from the one before; older ones are deleted only after
+that. Each holds a checksum of its arrays: one that does not read back as it was written is put aside, and
+the one before it used. Not here: exports for other programs (gemma4_jax/checkpoint), what is worth
+saving when (loop.py).
 """
 
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from gemma4_jax.errors import UserError
+from train.checksum import tree_checksum
 from train.data.pipeline import Batches
 from train.step import TrainState
+
+# The metric that `keep_best` goes by; smaller is better.
+BEST = "validation_loss"
 
 
 class Checkpointer:
     """Saves and restores (TrainState, position in the data) under numbered steps of one folder."""
 
-    def __init__(self, folder: str | Path, keep: int):
-        """folder: created if needed. keep: how many checkpoints stay; older ones are deleted."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    def __init__(self, folder: str | Path, keep: int, keep_every: int = 0, keep_best: int = 0):
+        """folder: created if needed. What stays: the last `keep`, those at multiples of `keep_every`, and the
+        `keep_best` of the smallest validation loss (0: none for that reason); others are deleted."""
+        self._folder = Path(folder).absolute()
+        kept: list[Any] = [policies.LatestN(keep)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        if keep_best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[BEST],
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # what kills and full disks left takes room
+        )
+        self._manager = self._open()
+        self._failed: str | None = None
+
+    def _open(self) -> ocp.CheckpointManager:
         try:
-            self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+            return ocp.CheckpointManager(self._folder, options=self._options)
         except OSError as error:
             raise UserError(
-                f"cannot use {folder} for checkpoints: {error.strerror or error}"
+                f"cannot use {self._folder} for checkpoints: {error.strerror or error}"
             ) from None
 
     def latest_step(self) -> int | None:
         """Number of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, iterator: Batches) -> None:
-        """Start saving; returns once the arrays are safe from the next step's donation."""
+    def save(
+        self, step: int, state: TrainState, iterator: Batches, loss: float | None = None
+    ) -> None:
+        """Start saving; returns once the arrays are safe from the next step's donation.
+
+        loss: of validation, what `keep_best` goes by. A save that fails (a full disk) is a warning, and the
+        next one tries again; `close` raises if the last one failed.
+        """
         if self._manager.latest_step() == step:
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                # One number for all processes. (grain's own handler writes a file for each of them, which
-                # another number of processes does not find.)
-                data=ocp.args.JsonSave(iterator.get_state()),
-            ),
-            force=True,
-        )
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    # One number for all processes. (grain's own handler writes a file for each of them,
+                    # which another number of processes does not find.)
+                    data=ocp.args.JsonSave(iterator.get_state()),
+                    checksum=ocp.args.JsonSave({"state": tree_checksum(state)}),
+                ),
+                metrics=None if loss is None else {BEST: loss},
+                force=True,
+            )
+            self._failed = None
+        except (
+            Exception
+        ) as error:  # Orbax raises what tensorstore, the system or its own threads raise
+            self._give_up(step, error)
 
-    def restore(self, step: int, like: TrainState, iterator: Batches) -> TrainState:
-        """State saved at `step`; moves `iterator` to its position of that time.
+    def restore(self, like: TrainState, iterator: Batches) -> tuple[int, TrainState] | None:
+        """Step and state of the newest checkpoint that is whole; moves `iterator` to its position.
 
-        like: a state of the same shapes (arrays or ShapeDtypeStructs), whose sharding is used.
+        like: a state of the same shapes (arrays or ShapeDtypeStructs), whose sharding is used. Newer ones that
+        are damaged are renamed, with a warning. None if there are none; UserError if all are damaged.
         """
+        failed: list[tuple[int, str]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._restore(step, like, iterator)
+            except (
+                Exception
+            ) as error:  # a damaged file makes tensorstore, json or zlib raise anything
+                failed.append((step, _first_line(error)))
+                continue
+            self._put_aside(failed, step)
+            return step, state
+        if failed:
+            step, why = failed[0]
+            raise UserError(
+                f"none of the {len(failed)} checkpoints in {self._folder} can be read (step {step}: {why}); "
+                "restore them from a backup, or use another run.workdir to start over"
+            )
+        return None
+
+    def _put_aside(self, failed: list[tuple[int, str]], used: int) -> None:
+        """Rename newer checkpoints that could not be read, so that their steps can be saved again."""
+        if not failed:
+            return
+        self._manager.close()
+        for step, why in failed:
+            aside = self._folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            (self._folder / str(step)).rename(aside)
+            _warn(
+                f"checkpoint {step} cannot be read ({why}): it is now {aside}, going on from {used}"
+            )
+        self._manager = self._open()
+
+    def _restore(self, step: int, like: TrainState, iterator: Batches) -> TrainState:
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
+                state=ocp.args.StandardRestore(shapes),
                 data=ocp.args.JsonRestore(),
+                checksum=ocp.args.JsonRestore(),
             ),
         )
+        state: TrainState = restored["state"]
+        if tree_checksum(state) != restored["checksum"]["state"]:
+            raise ValueError("its arrays are not those that were saved")
         iterator.set_state(restored["data"])
-        return restored["state"]
+        return state
 
     def close(self) -> None:
-        """Wait until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is on disk; UserError if the last save failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._give_up(None, error)
+        try:
+            self._manager.close()
+        except Exception as error:
+            self._give_up(None, error)
+        if self._failed is not None:
+            good = [path.name for path in self._folder.iterdir() if path.name.isdigit()]
+            newest = f"step {max(map(int, good))}" if good else "none"
+            raise UserError(
+                f"the last checkpoint could not be written to {self._folder} ({self._failed}); the newest "
+                f"whole one: {newest}; make room there, and the same command goes on from it"
+            )
+
+    def _give_up(self, step: int | None, error: Exception) -> None:
+        self._failed = _first_line(error)
+        which = "a checkpoint" if step is None else f"the checkpoint of step {step}, or one before,"
+        _warn(f"{which} could not be written: {self._failed}")
+        # What the failed save left would be in the way of the next one.
+        try:
+            self._manager.close()
+        except Exception as closing:
+            self._failed = self._failed or _first_line(closing)
+        self._manager = self._open()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -25,9 +25,10 @@ def run(config: DPOConfig) -> int:
     from gemma4_jax.data.encode import dpo_encoder
     from train.data.mixture import prepare_data
     from train.data.pipeline import PairRows
-    from train.loop import Task, fit
+    from train.loop import Task, fit, total_steps
     from train.losses import make_dpo_loss
-    from train.reference import check_live, precomputed
+    from train.reference import check_live, choose_reference, precomputed
+    from train.samples import first_prompts
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
@@ -48,8 +49,12 @@ def run(config: DPOConfig) -> int:
     workdir.open_data(prepared.fingerprint, prepared.summary)
     print(prepared.summary)
     source = PairRows(prepared, data.max_length)
-    live = config.loss.reference == "live"
-    if live:
+    visits = total_steps(config, len(source)) * config.batch.rows
+    live, reason = choose_reference(config, len(source), visits)
+    print(f"reference: {reason}")
+    if config.loss.sync_every:
+        initial, frozen = start.load, None
+    elif live:
         initial, frozen = start.load, start.load()
         check_live(workdir.reference, frozen, workdir.has_checkpoint())
     else:
@@ -60,9 +65,17 @@ def run(config: DPOConfig) -> int:
         start=start,
         workdir=workdir,
         source=source,
-        loss_fn=make_dpo_loss(start.module, start.config, beta=config.loss.beta, live=live),
+        loss_fn=make_dpo_loss(start.module, start.config, config.loss, live=live),
         initial=initial,
         frozen=frozen,
+        sync_every=config.loss.sync_every,
+        sync_alpha=config.loss.sync_alpha,
+        prompts=first_prompts(
+            (prepared.sequence(i) for i in range(0, len(prepared.lengths), 2)),
+            start.tokenizer,
+            config.run.samples,
+        ),
+        data=prepared.summary,
         plots=("loss", "rewards/margins", "rewards/accuracies"),
         forwards=float(live),
     )

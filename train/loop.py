@@ -4,29 +4,33 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 (data/), what a task's loss is (losses.py). `sft.py` and `dpo.py` put a `Task` together and call `fit`.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from configs.schema import AnyConfig
 from gemma4_jax import checkpoint
-from gemma4_jax.build import build, dtype_named
+from gemma4_jax.build import Model, build, dtype_named
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params
-from train import metrics
+from train import metrics, samples
 from train.checkpointer import Checkpointer
 from train.data.pipeline import Batches, Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
 from train.optim import make_optimizer, make_schedule
 from train.progress import Reporter
+from train.report import write_report
 from train.start import Start
-from train.step import TrainState, init_state, make_train_step
-from train.throughput import peak_flops, training_flops
+from train.step import StepOptions, TrainState, init_state, make_train_step
+from train.throughput import Profiler, peak_flops, peak_memory, training_flops
+from train.watchdog import Watchdog
 from train.workdir import Workdir
 
 
@@ -36,7 +40,9 @@ class Task:
 
     initial: makes the parameters to start from; called only if there is no checkpoint.
     frozen: handed to the loss beside the parameters (a live reference), or None.
+    sync_every, sync_alpha: how a reference in the train state follows the policy (TR-DPO).
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
+    prompts: to be answered before training and after. data: one line about the data, for the report.
     """
 
     config: AnyConfig
@@ -46,13 +52,31 @@ class Task:
     loss_fn: LossFn
     initial: Callable[[], Params]
     frozen: Any = None
+    sync_every: int = 0
+    sync_alpha: float = 0.6
     plots: tuple[str, ...] = ("loss",)
     forwards: float = 0.0
+    prompts: Sequence[samples.Prompt] = ()
+    data: str = ""
 
 
 def total_steps(config: AnyConfig, examples: int) -> int:
     """Optimiser steps of a whole run: `run.steps`, or enough for `run.epochs` over `examples`."""
     return config.run.steps or math.ceil(config.run.epochs * examples / config.batch.rows)
+
+
+def step_options(task: Task) -> StepOptions:
+    """What a task's configuration asks of its steps."""
+    optim = task.config.optim
+    return StepOptions(
+        accumulation=task.config.batch.accumulation,
+        sync_every=task.sync_every,
+        sync_alpha=task.sync_alpha,
+        average_decay=optim.average_decay,
+        stochastic_rounding=optim.stochastic_rounding,
+        spike_sigma=optim.spike_sigma,
+        group_norms=optim.group_norms,
+    )
 
 
 def fit(task: Task) -> int:
@@ -64,7 +88,10 @@ def fit(task: Task) -> int:
     total = total_steps(config, len(task.source))
     optimizer = make_optimizer(config.optim, total)
     step_fn = make_train_step(
-        task.loss_fn, optimizer, make_schedule(config.optim, total), config.batch.accumulation
+        task.loss_fn,
+        optimizer,
+        make_schedule(config.optim, total),
+        step_options(task),
     )
     iterator = iterate(
         task.source,
@@ -75,41 +102,58 @@ def fit(task: Task) -> int:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    checkpointer = Checkpointer(workdir.checkpoints, config.run.keep)
+    keep = config.run
+    checkpointer = Checkpointer(workdir.checkpoints, keep.keep, keep.keep_every, keep.keep_best)
     state = _restore_or_init(task, optimizer, checkpointer, iterator)
     done = int(state.step)
 
     reporter = Reporter(total, done)
     log = metrics.MetricsFile(workdir.metrics, done)
-    with Interrupts() as interrupts:
+    board = metrics.TensorBoard(workdir.tensorboard) if config.run.tensorboard else None
+    profiler = Profiler(workdir.profile, config.run.profile_at, config.run.profile_steps)
+    if done == 0:
+        _sample(task, state, reporter.line)
+    with Interrupts() as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
             reporter.line(f"step {done} of {total}, in {workdir.path}")
             window = metrics.Window(
-                _flops_per_token(task), _peak(), config.batch.rows / len(task.source)
+                training_flops(task.start.config, task.source.length, forwards=task.forwards),
+                1e12 * config.run.peak_tflops or peak_flops(jax.devices()[0].device_kind),
+                config.batch.rows / len(task.source),
+                jax.device_count(),
             )
             bad_steps: Any = int(state.bad_steps)
+            before: Mapping[str, Any] | None = None
             for step in range(done + 1, total + 1):
                 asked = time.monotonic()
                 batch = next(iterator)
                 waited = time.monotonic() - asked
+                profiler.step(step)
                 state, values = step_fn(state, batch, task.frozen)
                 window.add(batch, values, waited)
                 # Of the step before: to ask about this one would make the host wait for the device.
-                _stop_if_diverged(bad_steps, step - 1, config.optim.max_bad_steps)
-                bad_steps = values["bad_steps"]
+                _stop_if_diverged(task, bad_steps, step - 1, before)
+                bad_steps, before = values["bad_steps"], batch
                 reporter.advance(step)
+                watchdog.beat()
                 if step % config.run.log_every == 0 or step == total:
-                    row = window.close(step)
+                    row = window.close(step) | {"memory_gib": peak_memory()}
                     log.write(step, row)
+                    if board is not None:
+                        board.write(step, row)
                     reporter.metrics(step, row)
                 if interrupts.requested or step == total or step % config.run.save_every == 0:
                     checkpointer.save(step, state, iterator)
+                    watchdog.pause()
                 if interrupts.requested:
                     break
-            _stop_if_diverged(bad_steps, int(state.step), config.optim.max_bad_steps)
+            _stop_if_diverged(task, bad_steps, int(state.step), before)
         finally:
+            profiler.close()
             log.close()
             iterator.close()
+            if board is not None:
+                board.close()
             checkpointer.close()
             reporter.close()
     if interrupts.requested:
@@ -126,48 +170,77 @@ def _restore_or_init(
     task: Task, optimizer: Any, checkpointer: Checkpointer, iterator: Batches
 ) -> TrainState:
     """State of the newest checkpoint (moving `iterator` there), or that before the first step."""
-    latest = checkpointer.latest_step()
-    if latest is None:
-        return init_state(task.initial(), optimizer, task.config.seed)
+    if checkpointer.latest_step() is None:
+        return init_state(task.initial(), optimizer, task.config.seed, step_options(task))
     dtype = dtype_named(task.config.model.param_dtype)
     like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, task.config.seed),
+        lambda params: init_state(params, optimizer, task.config.seed, step_options(task)),
         abstract_params(task.start.config, dtype),
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    return checkpointer.restore(latest, like, iterator)
+    restored = checkpointer.restore(like, iterator)
+    assert restored is not None  # there is a latest step
+    return restored[1]
 
 
-def _stop_if_diverged(bad_steps: Any, step: int, limit: int) -> None:
+def _stop_if_diverged(
+    task: Task, bad_steps: Any, step: int, batch: Mapping[str, Any] | None
+) -> None:
+    """End a run that only skips, its last batch saved for whoever has to find out why."""
     count = int(bad_steps)
-    if count >= limit:
-        raise UserError(
-            f"{count} steps in a row, up to step {step}, had a loss or gradient that is not finite and "
-            "were skipped (optim.max_bad_steps); lower optim.peak_lr, or look for NaN in the weights "
-            "the run started from"
-        )
+    if count < task.config.optim.max_bad_steps:
+        return
+    saved = ""
+    if batch is not None:
+        file = task.workdir.path / f"bad_batch_{step}.npz"
+        with contextlib.suppress(OSError):
+            arrays: dict[str, Any] = {name: np.asarray(x) for name, x in batch.items()}
+            np.savez_compressed(file, **arrays)
+            saved = f"; the last batch is in {file}"
+    raise UserError(
+        f"{count} steps in a row, up to step {step}, were skipped (optim.max_bad_steps): their loss or "
+        "gradient was not finite, or the loss a spike; lower optim.peak_lr, or look for NaN in the weights "
+        f"the run started from{saved}"
+    )
 
 
-def _flops_per_token(task: Task) -> float:
-    return training_flops(task.start.config, task.source.length, forwards=task.forwards)
+def _model(task: Task, params: Params) -> Model:
+    start = task.start
+    return build(start.config, params, start.tokenizer, chat_template=start.chat_template)
 
 
-def _peak() -> float | None:
-    peak = peak_flops(jax.devices()[0].device_kind)
-    return None if peak is None else peak * jax.device_count()
+def _sample(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
+    """Answers to the task's prompts, noted; nothing that goes wrong here is worth a run."""
+    if not task.prompts:
+        return
+    try:
+        answers = samples.ask(_model(task, state.params), list(task.prompts), int(state.step))
+        samples.note(task.workdir.samples, answers)
+    except (UserError, OSError) as error:
+        say(f"no samples: {error}")
 
 
 def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
-    """Plot, export, and say where everything is."""
-    workdir = task.workdir
+    """Plot, sample, report, export, and say where everything is."""
+    workdir, config = task.workdir, task.config
     metrics.plot(workdir.metrics, workdir.plot, task.plots)
+    _sample(task, state, say)
+    params = state.params
+    about = [
+        ("model", f"{task.start.config.name}, from {config.model.path or 'random weights'}"),
+        ("parameters trained", f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"),
+        ("data", f"{config.data.path}: {task.data}"),
+        ("steps", f"{int(state.step)}, of which skipped {int(state.skipped)}"),
+        ("device", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
+    ]
     say(f"finished: checkpoint {workdir.checkpoints / str(int(state.step))}")
     say(f"metrics {workdir.metrics}, plot {workdir.plot}")
-    if task.config.run.export_huggingface:
-        start = task.start
-        model = build(
-            start.config, state.params, start.tokenizer, chat_template=start.chat_template
-        )
-        checkpoint.save_huggingface(model, workdir.huggingface)
-        say(f"Hugging Face folder {workdir.huggingface}")
+    say(f"report {write_report(workdir, config, about, task.prompts)}")
+    if not config.run.export_huggingface:
+        return
+    if state.average is not None:
+        params = jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, params)
+        say(f"exported: the moving average of the parameters ({config.optim.average_decay})")
+    checkpoint.save_huggingface(_model(task, params), workdir.huggingface)
+    say(f"Hugging Face folder {workdir.huggingface}")

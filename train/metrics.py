@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_jax.errors import UserError
+
 # Not averaged over a window: what counts up, and what a schedule says.
 _LAST = ("learning_rate", "bad_steps", "skipped")
 
@@ -42,9 +44,12 @@ class MetricsFile:
 class Window:
     """What happened between two lines of the log."""
 
-    def __init__(self, flops_per_token: float, peak: float | None, epochs_per_step: float):
-        """flops_per_token: of training; peak: of all devices in FLOP/s, None if it is not known."""
+    def __init__(
+        self, flops_per_token: float, peak: float | None, epochs_per_step: float, devices: int = 1
+    ):
+        """flops_per_token: of training; peak: of one device in FLOP/s, None if it is not known."""
         self._flops, self._peak, self._epochs = flops_per_token, peak, epochs_per_step
+        self._devices = devices
         self._steps: list[Mapping[str, Any]] = []
         self._tokens = 0
         self._waits: list[float] = []
@@ -89,10 +94,35 @@ class Window:
         seconds = now - (self._start or now)
         if self._tokens and seconds > 0:
             row["tokens_per_second"] = self._tokens / seconds
+            flops = self._tokens * self._flops / seconds / self._devices
+            row["tflops_per_device"] = flops / 1e12
             if self._peak is not None:
-                row["mfu"] = self._tokens * self._flops / seconds / self._peak
+                row["mfu"] = flops / self._peak
         self._steps, self._tokens, self._waits, self._start = [], 0, [], now
         return row
+
+
+class TensorBoard:
+    """Writes rows of metrics where TensorBoard reads them."""
+
+    def __init__(self, folder: Path):
+        """UserError if tensorboardX is not installed."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "run.tensorboard needs tensorboardX: pip install 'gemma4_jax[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One point of every curve; a name before the slash makes a group."""
+        for name, value in values.items():
+            self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-_SHORT = {"learning_rate": "lr", "tokens_per_second": "tokens/s"}
+_SHORT = {
+    "learning_rate": "lr",
+    "tokens_per_second": "tokens/s",
+    "tflops_per_device": "TFLOP/s",
+    "memory_gib": "GiB",
+}
 _TROUBLE = ("bad_steps", "skipped")
 
 

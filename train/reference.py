@@ -5,39 +5,27 @@ pass goes on where it stopped; it belongs to a fingerprint of the data and a che
 Not here: the forward pass itself (losses.py).
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.schema import DPOConfig
 from gemma4_jax.errors import UserError
+from train.checksum import tree_checksum
 from train.data.pipeline import PairRows
 from train.losses import Params, reference_pass
 from train.start import Start
 from train.workdir import Workdir
 
+# Below this share of the pairs a pass over all of them is not worth the memory it saves.
+_RARE_VISITS = 4
+
 _PAIR_BYTES = 2 * np.dtype(np.float32).itemsize
 
 ReferencePass = Callable[[Params, dict[str, np.ndarray]], jax.Array]
-
-
-def params_checksum(params: Params) -> str:
-    """Checksum of the bits of all parameters; the same on any number of devices."""
-
-    @jax.jit
-    def weigh(leaf: jax.Array) -> jax.Array:
-        word = jnp.uint32 if leaf.dtype.itemsize == 4 else jnp.uint16
-        bits = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32).reshape(-1)
-        # Odd weights by position, so that swapped values are noticed.
-        return (bits * (2 * jax.lax.iota(jnp.uint32, bits.size) + 1)).sum(dtype=jnp.uint32)
-
-    sums = [(leaf.shape, int(weigh(leaf))) for leaf in jax.tree.leaves(params)]
-    return hashlib.blake2b(repr(sums).encode(), digest_size=12).hexdigest()
 
 
 def read_reference(folder: Path, fingerprint: str, pairs: int) -> np.ndarray | None:
@@ -63,7 +51,7 @@ def precompute(
     """
     folder.mkdir(parents=True, exist_ok=True)
     file, note = folder / f"{fingerprint}.f32", folder / f"{fingerprint}.json"
-    made_by = {"params": params_checksum(params), "rows": rows}
+    made_by = {"params": tree_checksum(params), "rows": rows}
     if not note.exists() or json.loads(note.read_text()) != made_by:
         file.unlink(missing_ok=True)
         note.write_text(json.dumps(made_by))
@@ -85,6 +73,24 @@ def precompute(
     return np.fromfile(file, np.float32).reshape(-1, 2)
 
 
+def choose_reference(config: DPOConfig, pairs: int, visits: int) -> tuple[bool, str]:
+    """Whether the reference is a live copy, and why, in one line.
+
+    pairs: of the data; visits: pairs that the run trains on, each visit counted. A copy costs the memory of
+    the parameters once more and a forward pass a visit; a pass before training costs a forward pass a pair.
+    """
+    loss = config.loss
+    if loss.sync_every:
+        return True, f"live copy: it follows the policy every {loss.sync_every} steps"
+    if loss.reference != "auto":
+        return loss.reference == "live", f"{loss.reference}, as loss.reference says"
+    if visits < pairs // _RARE_VISITS:
+        return True, (
+            f"live copy: the run visits {visits} of {pairs} pairs, a pass over all would cost more"
+        )
+    return False, f"precomputed: one pass over {pairs} pairs, no second copy of the parameters"
+
+
 def precomputed(
     start: Start, source: PairRows, config: DPOConfig, workdir: Workdir, data: str
 ) -> tuple[np.ndarray, Callable[[], Params]]:
@@ -93,14 +99,15 @@ def precomputed(
     data: fingerprint of the pairs. Parameters that were loaded for the pass are those that training
     starts from: there is never a second copy, and after the first checkpoint none is loaded at all.
     """
-    folder, fingerprint = workdir.reference, f"{data}-{config.model.compute_dtype}"
+    tail = "" if config.loss.ld_alpha is None else f"-ld{config.loss.ld_alpha!r}"
+    folder, fingerprint = workdir.reference, f"{data}-{config.model.compute_dtype}{tail}"
     resuming = workdir.has_checkpoint()
     if resuming:
         logprobs = read_reference(folder, fingerprint, len(source))
         if logprobs is not None:
             return logprobs, start.load
     params = start.load()
-    forward = reference_pass(start.module, start.config)
+    forward = reference_pass(start.module, start.config, config.loss.ld_alpha)
     rows = config.batch.rows // config.batch.accumulation
     logprobs = precompute(forward, params, source, rows, folder, fingerprint)
     # `pop` hands the parameters over and keeps no reference to them.
@@ -110,7 +117,7 @@ def precomputed(
 def check_live(folder: Path, params: Params, resuming: bool) -> None:
     """Note the checksum of a live reference; UserError if a run goes on with another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    note, checksum = folder / "live.json", params_checksum(params)
+    note, checksum = folder / "live.json", tree_checksum(params)
     if resuming and note.exists() and json.loads(note.read_text())["params"] != checksum:
         raise UserError(
             "the weights in model.path are not those this run was started with, so the reference "

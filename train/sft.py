@@ -27,6 +27,7 @@ def run(config: SFTConfig) -> int:
     from train.data.pipeline import PackedRows, SFTRows, Source
     from train.loop import Task, fit
     from train.losses import make_sft_loss
+    from train.samples import first_prompts
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
@@ -57,8 +58,14 @@ def run(config: SFTConfig) -> int:
         start=start,
         workdir=workdir,
         source=source,
-        loss_fn=make_sft_loss(start.module, start.config),
+        loss_fn=make_sft_loss(start.module, start.config, config.loss),
         initial=start.load,
+        prompts=first_prompts(
+            (prepared.sequence(i) for i in range(len(prepared.lengths))),
+            start.tokenizer,
+            config.run.samples,
+        ),
+        data=prepared.summary,
         plots=("loss", "grad_norm"),
     )
     return fit(task)

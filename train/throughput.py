@@ -4,6 +4,12 @@ Counts are arithmetic on the configuration (compilers count the body of a scan o
 useful FLOPs over peak, so recomputation by remat lowers it.
 """
 
+import resource
+import sys
+from pathlib import Path
+
+import jax
+
 from gemma4_jax.config import ModelConfig
 
 # Dense bf16 FLOP/s of one device, by the start of jax's `device_kind`; vendors' data sheets.
@@ -49,3 +55,35 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
 def training_flops(config: ModelConfig, length: int, *, forwards: float = 0.0) -> float:
     """FLOPs per token of a training step, plus `forwards` extra passes without gradient."""
     return flops_per_token(config, length) * (1 + forwards / 3)
+
+
+def peak_memory() -> float:
+    """Most memory in use so far, GiB: of the first device where it says so, else of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return float(stats["peak_bytes_in_use"]) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Profiler:
+    """Records what the device does for some steps, for TensorBoard's profile page or Perfetto."""
+
+    def __init__(self, folder: Path, first: int, steps: int):
+        """folder: where it is written. first: step that it begins with, 0 for never. steps: how many."""
+        self._folder, self._first, self._steps = folder, first, steps
+        self._on = False
+
+    def step(self, step: int) -> None:
+        """Say that `step` is about to begin."""
+        if self._on and step >= self._first + self._steps:
+            self.close()
+        if self._first and step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+
+    def close(self) -> None:
+        """Write what was recorded."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False

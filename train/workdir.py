@@ -22,6 +22,13 @@ _FREE = frozenset(
         "run.log_every",
         "run.save_every",
         "run.keep",
+        "run.keep_every",
+        "run.keep_best",
+        "run.samples",
+        "run.tensorboard",
+        "run.profile_at",
+        "run.profile_steps",
+        "run.peak_tflops",
         "run.export_huggingface",
         "data.path",
         "data.mixture",
@@ -40,6 +47,10 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "metrics.png"
+        self.report = self.path / "report.html"
+        self.samples = self.path / "samples.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
         self.huggingface = self.path / "huggingface"
         self.reference = self.path / "reference"
         self.cache = Path(config.data.cache_dir or self.path / "cache").absolute()
@@ -67,6 +78,7 @@ class Workdir:
 
     def _open_config(self, config: AnyConfig) -> None:
         now = {"task": "sft" if isinstance(config, SFTConfig) else "dpo", **dict(flatten(config))}
+        now = json.loads(json.dumps(now))  # as a file gives it back: tuples are lists
         saved = self._read("config.json")
         if self.has_checkpoint() and saved:
             then = {"task": saved["task"], **_flatten_dict(saved["config"])}

@@ -1,6 +1,6 @@
 """What the demo reports: accuracies with intervals, dialogues, plots, on the terminal and in HTML.
 
-Here: tables and their sentences. Not here: statistics (eval/stats.py), HTML itself (report.py).
+Here: tables and their sentences. Not here: statistics (eval/stats.py), HTML itself (gemma4_jax/pages.py).
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.stats import compare, wilson
-from examples import report
 from examples.arithmetic.answers import Answer
 from examples.arithmetic.recipe import Recipe
 from examples.folder import write_text
 from examples.narration import Narration
+from gemma4_jax import pages
 
 _HEADER = ("stage", "right", "accuracy (95 % interval)", "well formed")
 _CHANGES = ("change", "accuracy difference (95 %)", "lost", "gained", "p (McNemar)")
@@ -79,11 +79,11 @@ def changes(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
 def print_results(stages: Sequence[Stage], narration: Narration) -> None:
     """Tables and three dialogues, on the terminal."""
     say = narration.say
-    say(report.text_table(_HEADER, [stage.row() for stage in stages]))
+    say(pages.text_table(_HEADER, [stage.row() for stage in stages]))
     say("")
-    say(report.text_table(_CHANGES, changes(stages)))
+    say(pages.text_table(_CHANGES, changes(stages)))
     say("")
-    say(report.text_table(("steps", *(s.name for s in stages)), by_steps(stages)))
+    say(pages.text_table(("steps", *(s.name for s in stages)), by_steps(stages)))
     for i in range(min(_DIALOGUES, len(stages[0].answers))):
         first = stages[0].answers[i]
         say(f"\n  held-out problem {i + 1}: {first.question}  (expected: {first.expected})")
@@ -104,50 +104,50 @@ def write_report(
 ) -> Path:
     """The HTML file; returns its path."""
     parts = [
-        report.paragraph(
+        pages.paragraph(
             f"A tiny Gemma 4 from random weights. Every number was measured in this run, greedily, on "
             f"{len(stages[0].answers)} held-out problems whose chains of operations were never "
             "trained on."
         ),
-        report.heading("Accuracy"),
-        report.table(_HEADER, [stage.row() for stage in stages], "Wilson intervals"),
-        report.table(_CHANGES, changes(stages), "The same problems before and after"),
-        report.table(("steps", *(s.name for s in stages)), by_steps(stages), "By number of steps"),
-        report.heading("Three dialogues"),
-        report.paragraph("The first three held-out problems, whatever came of them."),
+        pages.heading("Accuracy"),
+        pages.table(_HEADER, [stage.row() for stage in stages], "Wilson intervals"),
+        pages.table(_CHANGES, changes(stages), "The same problems before and after"),
+        pages.table(("steps", *(s.name for s in stages)), by_steps(stages), "By number of steps"),
+        pages.heading("Three dialogues"),
+        pages.paragraph("The first three held-out problems, whatever came of them."),
     ]
     for i in range(min(_DIALOGUES, len(stages[0].answers))):
         first = stages[0].answers[i]
-        parts.append(report.said("user", f"{first.question} (expected: {first.expected})"))
+        parts.append(pages.said("user", f"{first.question} (expected: {first.expected})"))
         for stage in stages:
             a = stage.answers[i]
-            parts.append(report.said(stage.name, a.content or "no answer", a.thought, a.right))
+            parts.append(pages.said(stage.name, a.content or "no answer", a.thought, a.right))
     parts += [
-        report.heading("What the model writes"),
-        report.verbatim(stages[-1].answers[0].text),
-        report.heading(f"Preference pairs ({len(pairs)})"),
+        pages.heading("What the model writes"),
+        pages.verbatim(stages[-1].answers[0].text),
+        pages.heading(f"Preference pairs ({len(pairs)})"),
     ]
     for pair in pairs[:_DIALOGUES]:
-        parts.append(report.said("user", pair["prompt"][0]["content"]))
+        parts.append(pages.said("user", pair["prompt"][0]["content"]))
         for side, right in (("chosen", True), ("rejected", False)):
             said = pair[side][0]
-            parts.append(report.said(side, said["content"], said["reasoning"], right))
-    parts.append(report.heading("Training"))
+            parts.append(pages.said(side, said["content"], said["reasoning"], right))
+    parts.append(pages.heading("Training"))
     for name in ("sft", "dpo"):
         plot = folder / name / "metrics.png"
         if plot.exists():
-            parts.append(report.picture(plot, f"{name.upper()}: {plot}"))
-    parts += [report.heading("Through the command line"), *map(report.verbatim, transcripts)]
+            parts.append(pages.picture(plot, f"{name.upper()}: {plot}"))
+    parts += [pages.heading("Through the command line"), *map(pages.verbatim, transcripts)]
     parts += [
-        report.heading("Time and settings"),
-        report.table(
+        pages.heading("Time and settings"),
+        pages.table(
             ("part", "seconds", "CPU seconds"),
             [(title, f"{wall:.0f}", f"{cpu:.0f}") for title, wall, cpu in seconds],
         ),
-        report.table(("setting", "value"), asdict(recipe).items()),
+        pages.table(("setting", "value"), asdict(recipe).items()),
     ]
     file = folder / "report.html"
-    write_text(file, report.page("A tiny Gemma 4 learns arithmetic", parts))
+    write_text(file, pages.page("A tiny Gemma 4 learns arithmetic", parts))
     return file
 
 

@@ -1,6 +1,6 @@
 """What `make demo-real` reports: preferences with intervals, plots, on the terminal and in HTML.
 
-Here: tables and their sentences. Not here: statistics (eval/stats.py), HTML itself (report.py).
+Here: tables and their sentences. Not here: statistics (eval/stats.py), HTML itself (gemma4_jax/pages.py).
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from eval.stats import Interval, bootstrap_difference, compare, wilson
-from examples import report
 from examples.folder import read_rows, write_text
 from examples.narration import Narration
 from examples.ruff_rules.margins import Scores
 from examples.ruff_rules.recipe import Recipe
+from gemma4_jax import pages
 
 _HEADER = ("model", "good example likelier (95 %)", "likelier per token (95 %)")
 _REWARDS = ("policy against reference", "reward accuracy (95 %)", "mean margin, nats (95 %)")
@@ -83,7 +83,7 @@ def print_results(stages: Sequence[Stage], narration: Narration) -> None:
         (_REWARDS, rewards(stages)),
         (_CHANGES, changes(stages)),
     ):
-        narration.say(report.text_table(header, rows))
+        narration.say(pages.text_table(header, rows))
         narration.say("")
 
 
@@ -96,33 +96,33 @@ def write_report(
     """The HTML file; returns its path."""
     n = len(stages[0].scores.tokens)
     parts = [
-        report.paragraph(
+        pages.paragraph(
             "A tiny Gemma 4 from random weights, trained on the documented rules of the ruff linter. "
             f"Every number was measured in this run, on the {n} pairs of held-out rules."
         ),
-        report.heading("Preferences on held-out rules"),
-        report.table(_HEADER, [stage.row() for stage in stages], "Wilson intervals"),
-        report.table(_REWARDS, rewards(stages), "Log-ratios, chosen minus rejected"),
-        report.table(_CHANGES, changes(stages), "The same pairs before and after"),
-        report.heading("Three held-out pairs"),
+        pages.heading("Preferences on held-out rules"),
+        pages.table(_HEADER, [stage.row() for stage in stages], "Wilson intervals"),
+        pages.table(_REWARDS, rewards(stages), "Log-ratios, chosen minus rejected"),
+        pages.table(_CHANGES, changes(stages), "The same pairs before and after"),
+        pages.heading("Three held-out pairs"),
     ]
     for pair in read_rows(folder / "held_out.jsonl")[:3]:
-        parts.append(report.said("user", pair["prompt"][0]["content"]))
+        parts.append(pages.said("user", pair["prompt"][0]["content"]))
         for side, right in (("chosen", True), ("rejected", False)):
-            parts.append(report.said(side, "", pair[side][0]["content"], right))
-    parts.append(report.heading("Training"))
+            parts.append(pages.said(side, "", pair[side][0]["content"], right))
+    parts.append(pages.heading("Training"))
     for name in ("sft", "dpo"):
         plot = folder / name / "metrics.png"
         if plot.exists():
-            parts.append(report.picture(plot, f"{name.upper()}: {plot}"))
+            parts.append(pages.picture(plot, f"{name.upper()}: {plot}"))
     parts += [
-        report.heading("Time and settings"),
-        report.table(
+        pages.heading("Time and settings"),
+        pages.table(
             ("part", "seconds", "CPU seconds"),
             [(title, f"{wall:.0f}", f"{cpu:.0f}") for title, wall, cpu in seconds],
         ),
-        report.table(("setting", "value"), asdict(recipe).items()),
+        pages.table(("setting", "value"), asdict(recipe).items()),
     ]
     file = folder / "report.html"
-    write_text(file, report.page("A tiny Gemma 4 learns the rules of a linter", parts))
+    write_text(file, pages.page("A tiny Gemma 4 learns the rules of a linter", parts))
     return file

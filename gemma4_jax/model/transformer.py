@@ -92,6 +92,7 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         media: Media | None = None,
         branches: Int[Array, "B T"] | None = None,
+        noise: Float[Array, "B T D"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, of every token.
 
@@ -99,7 +100,8 @@ class Transformer(nn.Module):
         documents packed in a row are numbered from 1, padding is 0; tokens see their own segment only.
         Masks go by order in the row, not by position. branches: several continuations of a segment's tokens
         of branch 0, numbered from 1, each with positions that go on from there; a token sees branch 0 and its
-        own, and masks then go by position, which must be given.
+        own, and masks then go by position, which must be given. noise: added to the scaled
+        embeddings (NEFTune).
         """
         if branches is not None and positions is None:
             raise ValueError("branches need positions: they say where each goes on")
@@ -113,7 +115,7 @@ class Transformer(nn.Module):
         block = None if media is None else media_blocks(media.kinds)
         facts = TokenFacts(index, segment_ids, block, branches)
         context = Context(facts, self._rotations(jnp.broadcast_to(positions, tokens.shape)))
-        x, per_layer = self._embed(tokens, media)
+        x, per_layer = self._embed(tokens, media, noise)
         x, _ = self._run(x, per_layer, context, None, {}, 0, self.config.num_layers)
         return self.final_norm(x)
 
@@ -164,7 +166,9 @@ class Transformer(nn.Module):
         x, _ = self._run(x, per_layer, context, None, lent, first, self.config.num_layers)
         return self.final_norm(x)
 
-    def _embed(self, tokens: Array, media: Media | None) -> tuple[Array, Array | None]:
+    def _embed(
+        self, tokens: Array, media: Media | None, noise: Array | None = None
+    ) -> tuple[Array, Array | None]:
         """Stream entering layer 0, and per-layer inputs [L, B, T, P] if the model has them."""
         ids = tokens
         for placeholder in self.config.token_ids.placeholders:
@@ -174,6 +178,8 @@ class Transformer(nn.Module):
         x = self.embed.encode(ids)
         if media is not None:
             x = jnp.where((media.kinds > 0)[..., None], media.embeddings.astype(x.dtype), x)
+        if noise is not None:
+            x = x + noise.astype(x.dtype)
         if not self.config.per_layer_input_width:
             return x, None
         per_layer = self.per_layer_embed(ids, x)

@@ -1,11 +1,14 @@
-"""DPO against TRL's numbers: log-probabilities, loss, metrics, every gradient, one AdamW step.
+"""DPO against TRL's numbers: log-probabilities, every loss, metrics, gradients, one AdamW step.
 
 The fixtures were made with TRL 1.16 and transformers 5.23 in float32.
 """
 
+import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +16,26 @@ import numpy as np
 import optax
 import pytest
 
-from configs.schema import OptimConfig
+from configs.schema import OptimConfig, PreferenceConfig, PreferenceLoss
 from gemma4_jax import checkpoint
 from gemma4_jax.checkpoint.huggingface import prefix, text_tensors
 from gemma4_jax.data.encode import Sequence
 from train.data.sequences import fill
-from train.losses import make_dpo_loss, sequence_logprobs
+from train.losses import (
+    batch_scores,
+    batch_totals,
+    make_dpo_loss,
+    pair_loss,
+    sequence_logprobs,
+)
 from train.optim import make_optimizer, make_schedule
-from train.step import accumulate, init_state, make_train_step
+from train.step import StepOptions, accumulate, init_state, make_train_step
 
 from .helpers import stack
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "dpo"
 RELATIVE = 1e-3
-BETA = 0.1
+LOSSES = sorted(get_args(PreferenceLoss))
 
 
 class Case:
@@ -50,12 +59,48 @@ class Case:
     def logprobs(self, model):
         return sequence_logprobs(model.module, model.config, model.params, self.batch)
 
+    @functools.cached_property
+    def reference_logprobs(self):
+        return self.logprobs(self.reference)
+
+    @functools.cached_property
+    def scores(self):
+        """What the policy says, [B,2,T], and what takes gradients of it back to the parameters."""
+        module, config = self.policy.module, self.policy.config
+        shape = self.batch["loss_mask"].shape
+        rows = {name: x.reshape(-1, shape[-1]) for name, x in self.batch.items()}
+
+        def logprobs(params):
+            scores = batch_scores(module, config, params, rows)
+            return scores.logprobs, scores
+
+        @jax.jit
+        def back(params, cotangent):
+            return jax.vjp(logprobs, params, has_aux=True)[1](cotangent)[0]
+
+        scores = jax.jit(logprobs)(self.policy.params)[1]
+        return jax.tree.map(lambda x: x.reshape(shape), scores), back
+
+    def value_and_grad_norm(self, loss):
+        """Of any loss; the model is compiled once for all of them."""
+        scores, back = self.scores
+        mask, totals = self.batch["loss_mask"], batch_totals(self.batch)
+
+        def value(logprobs):
+            given = dataclasses.replace(scores, logprobs=logprobs)
+            return pair_loss(given, self.reference_logprobs, mask, totals, loss).value
+
+        found, cotangent = jax.value_and_grad(value)(scores.logprobs)
+        grads = back(self.policy.params, cotangent.reshape(-1, mask.shape[-1]))
+        return float(found), float(optax.tree.norm(grads))
+
     def loss_and_gradient(self):
-        batch = {**self.batch, "reference_logprobs": self.logprobs(self.reference)}
-        loss_fn = make_dpo_loss(self.policy.module, self.policy.config, beta=BETA, live=False)
+        batch = {**self.batch, "reference_logprobs": self.reference_logprobs}
+        loss_fn = make_dpo_loss(
+            self.policy.module, self.policy.config, PreferenceConfig(), live=False
+        )
         run = jax.jit(lambda p, b: accumulate(loss_fn, 1, p, b, jax.random.key(0), None))
-        loss, grads = run(self.policy.params, batch)
-        return loss, jax.tree.map(lambda g: g / loss.weight, grads)
+        return run(self.policy.params, batch)
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
@@ -98,19 +143,43 @@ def test_log_probabilities(case):
 def test_loss_metrics_and_gradients(case):
     loss, grads = case.loss_and_gradient()
     expected = case.expected["losses"]["sigmoid"]
-    assert float(loss.sum / loss.weight) == pytest.approx(expected["loss"], rel=RELATIVE)
+    assert float(loss.value) == pytest.approx(expected["loss"], rel=RELATIVE)
     assert float(optax.tree.norm(grads)) == pytest.approx(expected["grad_norm"], rel=RELATIVE)
     assert_norms(norms(case.policy.config, grads), case.expected["param_grad_norms"])
     for name, (total, weight) in loss.metrics.items():
         expected = case.expected["metrics"][name]
-        assert float(total / weight) == pytest.approx(expected, rel=RELATIVE), name
+        assert float(total / weight) == pytest.approx(expected, rel=RELATIVE, abs=1e-5), name
+    assert set(case.expected["metrics"]) - set(loss.metrics) == {"num_tokens"}
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "mpo"])
+def test_every_loss(case, name):
+    expected = case.expected["losses"][name]
+    recorded = expected["kw"]
+    loss = PreferenceConfig(
+        types=tuple(recorded["loss_type"]),
+        weights=tuple(recorded.get("loss_weights", ())),
+        label_smoothing=recorded.get("label_smoothing", 0.0),
+    )
+    assert set(recorded) <= {"loss_type", "loss_weights", "label_smoothing"}
+    value, norm = case.value_and_grad_norm(loss)
+    assert value == pytest.approx(expected["loss"], rel=RELATIVE)
+    assert norm == pytest.approx(expected["grad_norm"], rel=RELATIVE)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "js_divergence", "alpha_divergence"])
+def test_divergences(case, kind):
+    value, _ = case.value_and_grad_norm(PreferenceConfig(f_divergence=kind))
+    assert value == pytest.approx(case.expected["f_div"][kind], rel=RELATIVE)
 
 
 def test_one_optimiser_step(case):
     config = OptimConfig(peak_lr=1e-3, schedule="constant", warmup_fraction=0, clip_norm=1.0)
     optimizer = make_optimizer(config, 10)
-    loss_fn = make_dpo_loss(case.policy.module, case.policy.config, beta=BETA, live=True)
-    step = make_train_step(loss_fn, optimizer, make_schedule(config, 10), accumulation=2)
+    loss_fn = make_dpo_loss(case.policy.module, case.policy.config, PreferenceConfig(), live=True)
+    step = make_train_step(
+        loss_fn, optimizer, make_schedule(config, 10), StepOptions(accumulation=2)
+    )
     state = init_state(jax.tree.map(jnp.copy, case.policy.params), optimizer, seed=0)
     state, metrics = step(state, case.batch, case.reference.params)
     expected = case.expected["train_log_1step"][0]

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from gemma4_jax.errors import UserError
-from train.reference import check_live, params_checksum, precompute, read_reference
+from train.checksum import tree_checksum
+from train.reference import check_live, precompute, read_reference
 
 PARAMS = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"c": jnp.ones(4, jnp.bfloat16)}}
 
@@ -69,8 +70,8 @@ def test_other_parameters_start_over(tmp_path):
 
 
 def test_checksum_notices_bits_places_and_leaves():
-    base = params_checksum(PARAMS)
-    assert params_checksum({**PARAMS, "a": PARAMS["a"] + 0}) == base
+    base = tree_checksum(PARAMS)
+    assert tree_checksum({**PARAMS, "a": PARAMS["a"] + 0}) == base
     swapped = PARAMS["a"].at[0, 0].set(1.0).at[0, 1].set(0.0)
     others = [
         {**PARAMS, "a": PARAMS["a"].at[1, 2].add(1e-6)},
@@ -78,7 +79,7 @@ def test_checksum_notices_bits_places_and_leaves():
         {**PARAMS, "a": PARAMS["a"].reshape(3, 2)},
         {**PARAMS, "b": {"c": PARAMS["b"]["c"].at[3].set(2)}},
     ]
-    assert len({base, *map(params_checksum, others)}) == 5
+    assert len({base, *map(tree_checksum, others)}) == 5
 
 
 def test_a_live_reference_must_stay_the_same(tmp_path):

@@ -110,7 +110,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 def command(task: str, model: Path, data: Path) -> list[str]:
     words = [f"train.{task}", "tiny", "--model.architecture", "", "--model.path", str(model)]
     words += ["--data.path", str(data), "--run.steps", str(STEPS), "--run.save-every", "4"]
-    words += ["--run.log-every", "1", "--batch.accumulation", "2"]
+    words += ["--run.log-every", "1", "--batch.accumulation", "2", "--run.samples", "0"]
     return words
 
 

@@ -1,9 +1,11 @@
 """Whole runs through the entry points: what they leave behind, what they refuse."""
 
 import dataclasses
+import html
 import json
 import shutil
 import signal
+import struct
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ from gemma4_jax.errors import UserError
 from train import dpo as train_dpo
 from train import metrics
 from train import sft as train_sft
+from train.reference import choose_reference
 
 from .conftest import sum_rows, write_rows
 
@@ -25,6 +28,7 @@ def configure(presets, model: Path, data: Path, work: Path, *flags: str):
     words = ["--model.architecture", "", "--model.path", str(model)]
     words += ["--data.path", str(data), "--run.workdir", str(work)]
     words += ["--run.steps", "6", "--run.log-every", "1", "--run.export-huggingface"]
+    words += ["--run.samples", "0"]  # they compile a sampler
     return cli.parse("train", presets, ["tiny", *words, *flags])
 
 
@@ -40,6 +44,7 @@ def finished(model_folder, tmp_path_factory):
     config = configure(
         sft.PRESETS, model_folder, data, folder / "run", "--data.packing",
         *("--data.max-length", "96", "--batch.rows", "4", "--batch.accumulation", "2"),
+        *("--run.samples", "2", "--run.tensorboard", "--run.profile-at", "3"),
     )  # fmt: skip
     assert train_sft.run(config) == 0
     return config
@@ -64,6 +69,46 @@ def test_sft_learns_and_leaves_everything_behind(finished, model_folder):
     jax.tree.map(np.testing.assert_array_equal, exported.params, state["params"])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), exported.params, start.params)
     assert moved["embed"]["table"]
+
+
+def test_a_report_shows_the_run(finished):
+    work = Path(finished.run.workdir)
+    page = (work / "report.html").read_text()
+    noted = [json.loads(line) for line in (work / "samples.jsonl").open()]
+    assert [each["step"] for each in noted] == [0, 6]
+    assert all(len(each["texts"]) == 2 for each in noted)
+    assert noted[0]["texts"] != noted[1]["texts"]
+    for words in (
+        "before training",
+        "after step 6",
+        "in the data",
+        "optim.peak_lr",
+        "data:image/png",
+    ):
+        assert words in page
+    assert html.escape("<|turn>model") in page
+    for name in ("memory_gib", "tokens_per_second", "tflops_per_device"):
+        assert rows_of(work)[-1][name] > 0 and name in page
+
+
+def test_tensorboard_and_a_profile(finished):
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    work = Path(finished.run.workdir)
+    (file,) = (work / "tensorboard").iterdir()
+    data, points = file.read_bytes(), {}
+    while data:  # records: length, its checksum, content, its checksum
+        (length,) = struct.unpack("<Q", data[:8])
+        content = data[12 : 12 + length]
+        assert struct.unpack("<I", data[12 + length : 16 + length])[0] == masked_crc32c(content)
+        event = Event.FromString(content)
+        for value in event.summary.value:
+            points[value.tag, event.step] = value.simple_value
+        data = data[16 + length :]
+    for row in rows_of(work):
+        assert points["train/loss", row["step"]] == pytest.approx(row["loss"], rel=1e-6)
+    assert list((work / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_finished_run_only_says_so(finished, capsys):
@@ -130,6 +175,45 @@ def test_a_run_that_diverges_stops_with_a_sentence(model_folder, sft_file, tmp_p
         train_sft.run(config)
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["skipped"] >= 2 and rows[-1]["step"] < 50
+    (saved,) = (tmp_path / "run").glob("bad_batch_*.npz")
+    assert np.load(saved)["tokens"].shape == (8, 64)
+
+
+def test_dpo_with_a_mix_of_losses_and_a_reference_that_follows(
+    model_folder, dpo_file, tmp_path, capsys
+):
+    flags = ["--loss.types", "sigmoid", "sft", "--loss.weights", "1", "0.5"]
+    flags += ["--loss.sync-every", "2", "--optim.average-decay", "0.5", "--optim.group-norms"]
+    config = configure(dpo.PRESETS, model_folder, dpo_file, tmp_path / "run", *flags)
+    assert train_dpo.run(config) == 0
+    assert "reference: live copy: it follows the policy every 2 steps" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "run")
+    for row in rows:
+        mixed = row["loss/sigmoid"] + 0.5 * row["loss/sft"]
+        assert row["loss"] == pytest.approx(mixed, rel=1e-5)
+        assert row["grad_norm/attention"] < row["grad_norm"]
+    state = ocp.StandardCheckpointer().restore(tmp_path / "run" / "checkpoints" / "6" / "state")
+    exported = checkpoint.load(tmp_path / "run" / "huggingface").params
+    jax.tree.map(np.testing.assert_array_equal, exported, state["average"])
+    far = jax.tree.map(lambda a, b: bool((a != b).any()), state["reference"], state["params"])
+    assert far["embed"]["table"]
+    # The same command goes on, and only says that all is done.
+    assert train_dpo.run(config) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "pairs", "visits", "live", "words"),
+    [
+        ([], 100, 100, False, "one pass over 100 pairs"),
+        ([], 1000, 100, True, "the run visits 100 of 1000 pairs"),
+        (["--loss.reference", "precomputed"], 1000, 100, False, "as loss.reference says"),
+        (["--loss.reference", "live"], 10, 100, True, "as loss.reference says"),
+    ],
+)
+def test_the_cheaper_reference_is_chosen(flags, pairs, visits, live, words, tmp_path):
+    config = configure(dpo.PRESETS, tmp_path, tmp_path, tmp_path, *flags)
+    found = choose_reference(config, pairs, visits)
+    assert found[0] is live and words in found[1] and "\n" not in found[1]
 
 
 GOOD = '{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}'

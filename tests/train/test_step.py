@@ -10,14 +10,27 @@ import numpy as np
 import optax
 import pytest
 
-from configs.schema import OptimConfig
+from configs.schema import OptimConfig, PreferenceConfig, SFTLossConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.model.layers import soft_cap
 from gemma4_jax.model.transformer import abstract_params
 from train.data.sequences import fill
-from train.losses import Loss, make_dpo_loss, make_sft_loss, reference_pass
+from train.losses import (
+    Loss,
+    batch_totals,
+    make_dpo_loss,
+    make_sft_loss,
+    neftune_noise,
+    reference_pass,
+)
 from train.optim import make_optimizer, make_schedule
-from train.step import accumulate, init_state, make_train_step
+from train.step import (
+    StepOptions,
+    accumulate,
+    apply_updates,
+    init_state,
+    make_train_step,
+)
 
 from .helpers import (
     TINY,
@@ -42,7 +55,7 @@ def compiled_gradient(loss_fn, accumulation):
     @jax.jit
     def run(params, batch, frozen):
         loss, grads = accumulate(loss_fn, accumulation, params, batch, KEY, frozen)
-        return loss.sum / loss.weight, jax.tree.map(lambda g: g / loss.weight, grads)
+        return loss.value, grads
 
     return run
 
@@ -50,7 +63,7 @@ def compiled_gradient(loss_fn, accumulation):
 def plain_loss(module, config):
     """The same loss with whole logits, as one would write it first."""
 
-    def loss_fn(params, batch, key, frozen):
+    def loss_fn(params, batch, totals, key, frozen):
         hidden = module.apply(
             {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
         )
@@ -58,8 +71,7 @@ def plain_loss(module, config):
         logprobs = jax.nn.log_softmax(soft_cap(logits, config.logit_softcap))
         picked = jnp.take_along_axis(logprobs, batch["targets"][..., None], -1)[..., 0]
         picked = jnp.where(batch["loss_mask"], picked, 0.0)
-        weight = batch["loss_mask"].sum().astype(jnp.float32)
-        return Loss(sum=-picked.sum(), weight=weight, metrics={})
+        return Loss(value=-picked.sum() / totals["targets"], metrics={})
 
     return loss_fn
 
@@ -107,27 +119,73 @@ def test_sparse_masks_give_the_gradients_of_a_plain_loss(name):
         assert optax.tree.norm(grads) > 1e-3
 
 
+def test_label_smoothing_and_z_loss_against_whole_logits():
+    config, module, params = tiny("tiny-dense")
+    batch = random_batch(3, 24, config.vocab_size)
+    options = SFTLossConfig(label_smoothing=0.2, z_loss=0.05)
+
+    def whole(params, batch, totals, key, frozen):
+        hidden = module.apply(
+            {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
+        )
+        logits = jnp.einsum("btd,vd->btv", hidden, params["embed"]["table"])
+        logits = soft_cap(logits, config.logit_softcap)
+        logprobs = jax.nn.log_softmax(logits)
+        goal = 0.8 * jax.nn.one_hot(batch["targets"], config.vocab_size) + 0.2 / config.vocab_size
+        per_token = -(goal * logprobs).sum(-1) + 0.05 * jax.nn.logsumexp(logits, -1) ** 2
+        total = jnp.where(batch["loss_mask"], per_token, 0.0).sum()
+        return Loss(value=total / totals["targets"], metrics={})
+
+    loss, grads = gradient(make_sft_loss(module, config, options), params, batch)
+    wanted, wanted_grads = gradient(whole, params, batch)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert_trees_close(grads, wanted_grads, 1e-5)
+
+
+def test_neftune_noise_has_the_size_the_paper_gives():
+    segment_ids = jnp.asarray([[1] * 50 + [2] * 150 + [0] * 56])
+    noise = np.asarray(neftune_noise(KEY, segment_ids, 32, alpha=5.0))[0]
+    for part, length in ((noise[:50], 50), (noise[50:200], 150)):
+        size = 5 / np.sqrt(length * 32)
+        assert 0.98 * size < np.abs(part).max() <= size
+        assert abs(part.mean()) < 0.05 * size
+        assert part.std() == pytest.approx(size / np.sqrt(3), rel=0.05)
+    assert not noise[200:].any()
+
+
+def test_neftune_changes_with_the_key_and_only_while_asked_for():
+    config, module, params = tiny("tiny-ple")
+    batch = random_batch(2, 24, config.vocab_size)
+    totals = batch_totals(batch)
+    noisy = make_sft_loss(module, config, SFTLossConfig(neftune_alpha=5.0))
+    clean = sft_loss("tiny-ple")
+    values = [float(noisy(params, batch, totals, jax.random.key(n), None).value) for n in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+    assert float(clean(params, batch, totals, KEY, None).value) not in values
+
+
 def test_dpo_accumulated_and_with_a_live_reference():
     config, module, params = tiny("tiny-dense")
     batch = dict(random_pairs(4, 24, config.vocab_size))
     reference = jax.tree.map(lambda p: p * 1.01, params)
     batch["reference_logprobs"] = reference_pass(module, config)(reference, batch)
-    read = make_dpo_loss(module, config, beta=0.3, live=False)
+    read = make_dpo_loss(module, config, PreferenceConfig(beta=0.3), live=False)
     loss, grads = gradient(read, params, batch)
     split_loss, split_grads = gradient(read, params, batch, 2)
     np.testing.assert_allclose(split_loss, loss, rtol=1e-6)
     assert_trees_close(split_grads, grads, 1e-5)
-    live = make_dpo_loss(module, config, beta=0.3, live=True)
+    live = make_dpo_loss(module, config, PreferenceConfig(beta=0.3), live=True)
     live_loss, live_grads = gradient(live, params, batch, frozen=reference)
     np.testing.assert_allclose(live_loss, loss, rtol=1e-5)
     assert_trees_close(live_grads, grads, 1e-5)
 
 
-def make(loss_fn, params, **options):
+def make(loss_fn, params, step_options=None, **options):
+    step_options = step_options or StepOptions()
     config = OptimConfig(peak_lr=1e-2, schedule="constant", warmup_fraction=0, **options)
     optimizer = make_optimizer(config, 10)
-    step = make_train_step(loss_fn, optimizer, make_schedule(config, 10))
-    return step, init_state(jax.tree.map(jnp.copy, params), optimizer, seed=0)
+    step = make_train_step(loss_fn, optimizer, make_schedule(config, 10), step_options)
+    return step, init_state(jax.tree.map(jnp.copy, params), optimizer, 0, step_options)
 
 
 def test_steps_train_everything_but_layer_scalars():
@@ -155,13 +213,13 @@ def test_steps_train_everything_but_layer_scalars():
 def test_a_step_that_is_not_finite_changes_nothing_but_counts():
     config, _, params = tiny("tiny-dense")
 
-    def loss_fn(params, batch, key, frozen):
-        loss = sft_loss("tiny-dense")(params, batch, key, frozen)
+    def loss_fn(params, batch, totals, key, frozen):
+        loss = sft_loss("tiny-dense")(params, batch, totals, key, frozen)
         # At 0 the square root has a finite value and an infinite slope.
         at = jnp.where(batch["steep"][0], 0.0, 1.0)
         root = jnp.sqrt(jnp.abs(params["final_norm"]["scale"][0] * at))
         bad = jnp.where(batch["bad"][0], jnp.nan, 0.0)
-        return Loss(sum=loss.sum + bad + root, weight=loss.weight, metrics={})
+        return Loss(value=loss.value + bad + root, metrics={})
 
     def batch(**extra):
         clean = random_batch(4, 24, config.vocab_size)
@@ -195,6 +253,102 @@ def test_bfloat16_parameters_keep_their_type_and_one_program():
     assert np.isfinite(metrics["loss"]) and step._cache_size() == 1
 
 
+def linear_loss(params, batch, totals, key, frozen):
+    """The batch's slope times each parameter; the gradient is that slope."""
+    value = batch["slope"][0] * (params["q_proj"].sum() + params["scale"].sum()) + batch["add"][0]
+    held = {"frozen": (frozen["q_proj"].sum(), jnp.float32(1))} if frozen is not None else {}
+    return Loss(value=value, metrics=held)
+
+
+def number_batch(slope=1.0, add=0.0):
+    ones = jnp.ones((1, 2), jnp.int32)
+    return {
+        "slope": jnp.asarray([slope]),
+        "add": jnp.asarray([add]),
+        "loss_mask": ones.astype(bool),
+        "segment_ids": ones,
+    }
+
+
+NUMBERS = {"q_proj": jnp.full((2, 3), 2.0), "scale": jnp.full(3, 1.0)}
+
+
+def test_a_moving_average_follows():
+    step, state = make(linear_loss, NUMBERS, StepOptions(average_decay=0.9), clip_norm=1e9)
+    history = [state.params["scale"]]
+    wanted = np.asarray(history[0])
+    for _ in range(3):
+        state, _ = step(state, number_batch(), None)
+        wanted = 0.9 * wanted + 0.1 * np.asarray(state.params["scale"])
+    np.testing.assert_allclose(state.average["scale"], wanted, rtol=1e-6)
+    assert (np.asarray(state.average["scale"]) > np.asarray(state.params["scale"])).all()
+
+
+def test_a_reference_that_follows_moves_every_so_many_steps():
+    options = StepOptions(sync_every=2, sync_alpha=0.25)
+    step, state = make(linear_loss, NUMBERS, options)
+    start = np.asarray(state.params["q_proj"])
+    for number in range(1, 5):
+        before = np.asarray(state.reference["q_proj"])
+        state, metrics = step(state, number_batch(), None)
+        assert float(metrics["frozen"]) == pytest.approx(before.sum())  # the loss reads it
+        policy = np.asarray(state.params["q_proj"])
+        wanted = before if number % 2 else 0.75 * before + 0.25 * policy
+        np.testing.assert_allclose(state.reference["q_proj"], wanted, rtol=1e-6)
+    assert not np.array_equal(state.reference["q_proj"], start)
+
+
+def test_a_spike_is_skipped_and_leaves_no_trace():
+    step, state = make(linear_loss, NUMBERS, StepOptions(spike_sigma=5.0))
+    rng = np.random.default_rng(0)
+
+    def noise():
+        return number_batch(slope=1e-9, add=3 + 0.1 * rng.normal())
+
+    # As far from the mean before the window is full: not yet judged.
+    state, metrics = step(state, number_batch(slope=1e-9, add=4.0), None)
+    for _ in range(80):
+        state, metrics = step(state, noise(), None)
+    assert float(metrics["skipped"]) == 0
+    assert float(state.typical_loss) == pytest.approx(3, abs=0.1)
+    assert 0.05 < float(state.loss_spread) ** 0.5 < 0.2
+    before = jax.device_get(state)
+    state, metrics = step(state, number_batch(slope=1.0, add=5.0), None)
+    assert (float(metrics["skipped"]), float(metrics["bad_steps"])) == (1, 1)
+    for name in ("params", "opt_state", "typical_loss", "loss_spread"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(state, name))
+    state, metrics = step(state, noise(), None)
+    assert (float(metrics["skipped"]), float(metrics["bad_steps"])) == (1, 0)
+
+
+def test_stochastic_rounding_is_right_on_average():
+    params = {"p": jnp.full(200_000, 1.0, jnp.bfloat16)}
+    tiny_update = {
+        "p": jnp.full(200_000, 1e-3, jnp.float32)
+    }  # a quarter of the next number's distance
+    nearest = apply_updates(params, tiny_update, None)["p"]
+    assert (nearest == 1).all()
+    moved = apply_updates(params, tiny_update, KEY)["p"]
+    assert moved.dtype == jnp.bfloat16
+    assert set(np.unique(np.asarray(moved, np.float32))) == {1.0, 1.0078125}
+    assert float(moved.astype(jnp.float32).mean()) == pytest.approx(1.001, abs=2e-5)
+    extreme = {"p": jnp.asarray([jnp.inf, -jnp.inf, jnp.nan], jnp.float32)}
+    kept = apply_updates({"p": jnp.zeros(3, jnp.bfloat16)}, extreme, KEY)["p"]
+    np.testing.assert_array_equal(np.asarray(kept, np.float32), [np.inf, -np.inf, np.nan])
+
+
+def test_group_norms_add_up_to_the_whole():
+    config, _, params = tiny("tiny-ple")
+    step, state = make(sft_loss("tiny-ple"), params, StepOptions(group_norms=True))
+    _, metrics = step(state, random_batch(4, 24, config.vocab_size), None)
+    groups = {n: float(v) for n, v in metrics.items() if n.startswith("grad_norm/")}
+    assert {"attention", "mlp", "norm", "embed", "per_layer_input", "per_layer_embed"} <= {
+        name.removeprefix("grad_norm/") for name in groups
+    }
+    total = sum(norm**2 for norm in groups.values()) ** 0.5
+    assert total == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
+
+
 def largest_array(program: str) -> int:
     """Elements of the largest array that a compiled program names."""
     shapes = re.findall(r"[a-z]+[0-9]+\[([0-9,]+)\]", program)
@@ -214,7 +368,7 @@ def test_compiled_step_holds_no_array_of_all_logits(task):
     }
     loss_fn = {
         "sft": make_sft_loss(module, config),
-        "dpo": make_dpo_loss(module, config, beta=0.1, live=False),
+        "dpo": make_dpo_loss(module, config, PreferenceConfig(), live=False),
         "plain": plain_loss(module, config),
     }[task]
     if task == "dpo":

@@ -4,7 +4,7 @@ import base64
 from html.parser import HTMLParser
 from pathlib import Path
 
-from examples import report
+from gemma4_jax import pages
 
 VOID = {"meta", "img", "br"}
 
@@ -29,16 +29,16 @@ class Nesting(HTMLParser):
 def test_a_page_is_whole_escaped_and_self_contained(tmp_path: Path) -> None:
     png = tmp_path / "plot.png"
     png.write_bytes(b"\x89PNG bytes")
-    page = report.page(
+    page = pages.page(
         "A <title>",
         [
-            report.heading("a < b"),
-            report.paragraph("x & y"),
-            report.table(("<th>", "n"), [("<script>", 3)], "caption"),
-            report.said("user", "<|turn>", "5 < 6", right=True),
-            report.said("model", "no", right=False),
-            report.verbatim("<|channel>thought"),
-            report.picture(png, 'a "plot"'),
+            pages.heading("a < b"),
+            pages.paragraph("x & y"),
+            pages.table(("<th>", "n"), [("<script>", 3)], "caption"),
+            pages.said("user", "<|turn>", "5 < 6", right=True),
+            pages.said("model", "no", right=False),
+            pages.verbatim("<|channel>thought"),
+            pages.picture(png, 'a "plot"'),
         ],
     )
     nesting = Nesting()
@@ -53,5 +53,5 @@ def test_a_page_is_whole_escaped_and_self_contained(tmp_path: Path) -> None:
 
 
 def test_a_text_table_lines_its_columns_up() -> None:
-    lines = report.text_table(("name", "n"), [("a long one", 1), ("b", 22)]).splitlines()
+    lines = pages.text_table(("name", "n"), [("a long one", 1), ("b", 22)]).splitlines()
     assert lines == ["  name        n", "  a long one  1", "  b           22"]
