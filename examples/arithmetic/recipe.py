@@ -108,6 +108,7 @@ def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
             log_every=max(1, recipe.sft_steps // 20),
             save_every=max(1, recipe.sft_steps // 4),
             keep=1,
+            samples=0,
             export_huggingface=True,
         ),
     )
@@ -128,6 +129,7 @@ def dpo_config(recipe: Recipe, folder: Path, pairs: int) -> DPOConfig:
             log_every=max(1, steps // 15),
             save_every=max(1, steps),
             keep=1,
+            samples=0,
             export_huggingface=True,
         ),
         loss=PreferenceConfig(beta=recipe.beta),

@@ -95,6 +95,7 @@ def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
             log_every=25,
             save_every=125,
             keep=1,
+            samples=0,
             export_huggingface=True,
         ),
     )
@@ -116,6 +117,7 @@ def dpo_config(recipe: Recipe, folder: Path) -> DPOConfig:
             log_every=10,
             save_every=50,
             keep=1,
+            samples=0,
             export_huggingface=True,
         ),
         loss=PreferenceConfig(beta=recipe.beta),

@@ -21,6 +21,7 @@ from gemma4_jax.presets import preset
 from gemma4_jax.text.tokenizer import Tokenizer
 from tests.checkpoint.conftest import Case
 from tests.checkpoint.folders import copy_folder, read_tensors
+from tests.oracle.theirs import their_logits
 
 
 def equal_bytes(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -135,20 +136,6 @@ def test_a_failed_export_leaves_the_old_one(
         checkpoint.save_huggingface(ple.model, tmp_path / "out", dtype="bfloat16")
     equal_bytes(read_tensors(ple.folder), read_tensors(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def their_logits(transformers: ModuleType, folder: Path, tokens: np.ndarray) -> np.ndarray:
-    import torch
-
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", output_loading_info=True, dtype=torch.float32
-    )
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    for module in model.modules():  # its grouped kernel wants row lengths in multiples of 16 bytes
-        if hasattr(getattr(module, "config", None), "_experts_implementation"):
-            module.config._experts_implementation = "eager"
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.from_numpy(tokens).long()).logits.float().numpy()
 
 
 def test_transformers_computes_the_same(

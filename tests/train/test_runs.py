@@ -16,6 +16,7 @@ import pytest
 from configs import cli, dpo, sft
 from gemma4_jax import checkpoint
 from gemma4_jax.errors import UserError
+from tests.oracle.theirs import their_logits
 from train import dpo as train_dpo
 from train import metrics
 from train import sft as train_sft
@@ -69,6 +70,15 @@ def test_sft_learns_and_leaves_everything_behind(finished, model_folder):
     jax.tree.map(np.testing.assert_array_equal, exported.params, state["params"])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), exported.params, start.params)
     assert moved["embed"]["table"]
+
+
+def test_transformers_computes_the_same_from_a_trained_model(finished, transformers):
+    folder = Path(finished.run.workdir) / "huggingface"
+    model = checkpoint.load(folder)
+    tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, (2, 40)).astype(np.int32)
+    theirs = their_logits(transformers, folder, tokens)
+    np.testing.assert_allclose(model.logits(tokens), theirs, atol=2e-4)
+    assert np.abs(theirs).max() > 1  # of something to compare
 
 
 def test_a_report_shows_the_run(finished):
