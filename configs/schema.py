@@ -71,6 +71,9 @@ class DataConfig:
     of the rows trained on (with packing: of the packed sequences)."""
     max_length: int = 2048
     """Longest row in tokens, prompt included."""
+    packing: bool = False
+    """Put several short rows into one sequence of max_length (they do not see each other). DPO: several
+    pairs, the prompt of each once; a pair too long for max_length makes all sequences longer."""
     overlong: Literal["error", "drop", "truncate"] = "error"
     """What to do with rows longer than max_length: stop, leave them out, or cut their end off."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -93,6 +96,11 @@ class DataConfig:
                 f"data.path is {self.path!r} and data.mixture is {' '.join(self.mixture)!r}; give one"
             )
         self.sources()
+        if self.packing and self.buckets > 1:
+            raise ConfigError(
+                f"data.buckets is {self.buckets} and data.packing is on; packed sequences all have "
+                "max_length: set one of them"
+            )
 
     def sources(self) -> list[tuple[Fraction, str]]:
         """(weight, path) of everything that is trained on."""
@@ -102,27 +110,11 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SFTDataConfig(DataConfig):
-    """What is trained on; the formats of rows are in gemma4_jax/data/formats.py."""
-
-    packing: bool = False
-    """Put several short rows into one sequence of max_length (they do not see each other)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.packing and self.buckets > 1:
-            raise ConfigError(
-                f"data.buckets is {self.buckets} and data.packing is on; packed sequences all have "
-                "max_length: set one of them"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """How much goes into one optimiser step."""
 
     rows: int = 16
-    """Sequences (SFT) or pairs (DPO) in one optimiser step."""
+    """Sequences in one optimiser step; DPO without packing: pairs."""
     accumulation: int = 1
     """Micro-batches that one step is split into; the result is that of one big batch."""
 
@@ -387,7 +379,7 @@ class TrainConfig:
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning on the assistant turns of dialogues."""
 
-    data: SFTDataConfig = SFTDataConfig()
+    data: DataConfig = DataConfig()
     loss: SFTLossConfig = SFTLossConfig()
 
 
@@ -406,6 +398,12 @@ class DPOConfig(TrainConfig):
                 f"batch.accumulation is {self.batch.accumulation}; {sorting[0]} ranks the pairs of a "
                 "whole batch, so it must be 1 (lower batch.rows, or take another of loss.types)"
             )
+        if self.data.packing:
+            unfit = [*sorting, *(["loss.ld_alpha"] if self.loss.ld_alpha is not None else [])]
+            if unfit:
+                raise ConfigError(
+                    f"data.packing is on; {unfit[0]} needs pairs in rows of their own: turn packing off"
+                )
 
 
 AnyConfig = SFTConfig | DPOConfig

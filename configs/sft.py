@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from configs.schema import (
     BatchConfig,
+    DataConfig,
     ModelSource,
     OptimConfig,
     RunConfig,
     SFTConfig,
-    SFTDataConfig,
 )
 
 
@@ -24,7 +24,7 @@ def tiny() -> SFTConfig:
     """
     return SFTConfig(
         model=ModelSource(architecture="tiny-ple"),
-        data=SFTDataConfig(max_length=256),
+        data=DataConfig(max_length=256),
         batch=BatchConfig(rows=8),
         optim=OptimConfig(peak_lr=2e-3, warmup_fraction=0.1, b2=0.95),
         run=RunConfig(steps=100, log_every=5, save_every=50, export_huggingface=True),
@@ -35,7 +35,7 @@ def _full(peak_lr: float) -> SFTConfig:
     """Full fine-tuning as practised in public for models of these sizes: 64 packed rows of 4096."""
     return SFTConfig(
         model=ModelSource(compute_dtype="bfloat16", remat="full"),
-        data=SFTDataConfig(max_length=4096, packing=True),
+        data=DataConfig(max_length=4096, packing=True),
         batch=BatchConfig(rows=64, accumulation=64),
         optim=OptimConfig(peak_lr=peak_lr, final_lr_fraction=0.1),
         run=RunConfig(epochs=2.0, export_huggingface=True),

@@ -22,9 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: DPOConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
+    import numpy as np
+
     from gemma4_jax.data.encode import dpo_encoder
     from train.data.mixture import prepare_data
     from train.data.pipeline import PairRows
+    from train.data.shared_prefix import SharedPrefixRows
     from train.loop import Task, fit, total_steps
     from train.losses import make_dpo_loss
     from train.reference import check_live, choose_reference, precomputed
@@ -48,9 +51,19 @@ def run(config: DPOConfig) -> int:
     )
     workdir.open_data(prepared.fingerprint, prepared.summary)
     print(prepared.summary)
-    source = PairRows(prepared, data.max_length)
-    visits = total_steps(config, len(source)) * config.batch.rows
-    live, reason = choose_reference(config, len(source), visits)
+    pairs = PairRows(prepared, data.max_length)
+
+    def examples(logprobs: np.ndarray | None = None) -> PairRows | SharedPrefixRows:
+        if data.packing:
+            return SharedPrefixRows(prepared, data.max_length, config.seed, logprobs)
+        return PairRows(prepared, data.max_length, logprobs)
+
+    source = examples()
+    if isinstance(source, SharedPrefixRows):
+        print(source.summary)
+    epochs = total_steps(config, len(source)) * config.batch.rows / len(source)
+    visits = round(epochs * len(pairs))
+    live, reason = choose_reference(config, len(pairs), visits)
     print(f"reference: {reason}")
     if config.loss.sync_every:
         initial, frozen = start.load, None
@@ -58,8 +71,9 @@ def run(config: DPOConfig) -> int:
         initial, frozen = start.load, start.load()
         check_live(workdir.reference, frozen, workdir.has_checkpoint())
     else:
-        logprobs, initial = precomputed(start, source, config, workdir, prepared.fingerprint)
-        source, frozen = PairRows(prepared, data.max_length, logprobs), None
+        # Each pair in rows of its own: the numbers do not depend on how pairs are packed.
+        logprobs, initial = precomputed(start, pairs, config, workdir, prepared.fingerprint)
+        source, frozen = examples(logprobs), None
     task = Task(
         config=config,
         start=start,

@@ -6,7 +6,7 @@ with one backward pass a micro-batch. Log-probabilities come in chunks from gemm
 [B,T,V] array exists. Not here: the preference losses themselves (preference.py), gradients and
 accumulation (step.py).
 
-Letters: B examples, T positions, D model, V vocabulary.
+Letters: B examples, T positions, D model, V vocabulary; R rows of tokens, N pairs in them, S in a packed row.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from configs.schema import PreferenceConfig, SFTLossConfig
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.logprobs import TokenScores, token_logprobs, token_scores
+from train.branches import branch_sums
 from train.preference import Pairs, preference_losses, preference_metrics
 
 Params = dict[str, Any]
@@ -55,16 +56,15 @@ class LossFn(Protocol):
 
 
 def batch_totals(batch: Batch) -> dict[str, jax.Array]:
-    """What the loss terms divide by: rows, tokens (padding is none), targets; of pairs, chosen_targets."""
+    """What the loss terms divide by, float32 []: targets; of a batch of pairs, pairs and chosen_targets."""
     mask = batch["loss_mask"]
-    totals = {
-        "rows": jnp.float32(mask.shape[0]),
-        "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
-        "targets": mask.sum().astype(jnp.float32),
-    }
-    if mask.ndim == 3:
-        totals["chosen_targets"] = mask[:, 0].sum().astype(jnp.float32)
-    return totals
+    totals = {"targets": mask.sum()}
+    if "branches" in batch:
+        chosen = mask & (batch["branches"] == 1)
+        totals |= {"pairs": batch["pair_mask"].sum(), "chosen_targets": chosen.sum()}
+    elif mask.ndim == 3:
+        totals |= {"pairs": jnp.asarray(mask.shape[0]), "chosen_targets": mask[:, 0].sum()}
+    return {name: total.astype(jnp.float32) for name, total in totals.items()}
 
 
 def _hidden(
@@ -77,6 +77,7 @@ def _hidden(
             batch["tokens"],
             positions=batch["positions"],
             segment_ids=batch["segment_ids"],
+            branches=batch.get("branches"),
             noise=noise,
         ),
     )
@@ -158,22 +159,34 @@ def make_sft_loss(
 
 
 def _rows(batch: Batch) -> Batch:
-    """Pairs, arrays [B,2,T], as rows [2B,T]."""
-    names = ("tokens", "targets", "loss_mask", "segment_ids", "positions")
+    """A batch of pairs as rows of tokens: [B,2,T] as [2B,T]; packed pairs [B,T] as they are."""
+    names = ["tokens", "targets", "loss_mask", "segment_ids", "positions"]
+    names += ["branches"] if "branches" in batch else []
     return {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in names}
 
 
-def completion_weights(mask: Bool[Array, "B 2 T"], ld_alpha: float | None) -> Float[Array, "B 2 T"]:
-    """Weight of each target in its completion's log-probability.
+def completion_sums(values: Float[Array, "R T"], batch: Batch) -> Float[Array, "N 2"]:
+    """Sums of `values`, an array like `_rows(batch)`, over each completion; N pairs, (chosen, rejected).
+
+    Of packed pairs there are as many for each row as a row can hold, 0 where `pair_mask` is False.
+    """
+    if "branches" in batch:
+        pairs = batch["pair_mask"].shape[1]
+        return branch_sums(values, batch["segment_ids"], batch["branches"], pairs).reshape(-1, 2)
+    return values.reshape(-1, 2, values.shape[-1]).sum(-1)
+
+
+def completion_weights(mask: Bool[Array, "B 2 T"], ld_alpha: float | None) -> Float[Array, "R T"]:
+    """Weight of each target in its completion's log-probability, an array like `_rows` makes.
 
     1, or `ld_alpha` for what is beyond the length of the shorter completion (LD-DPO, arXiv 2409.06411).
     """
     weights = mask.astype(jnp.float32)
-    if ld_alpha is None:
-        return weights
-    place = jnp.cumsum(mask, axis=-1)  # 1 at a completion's first token
-    shorter = mask.sum(-1).min(-1)[:, None, None]
-    return weights * jnp.where(place > shorter, ld_alpha, 1.0)
+    if ld_alpha is not None:
+        place = jnp.cumsum(mask, axis=-1)  # 1 at a completion's first token
+        shorter = mask.sum(-1).min(-1)[:, None, None]
+        weights = weights * jnp.where(place > shorter, ld_alpha, 1.0)
+    return weights.reshape(-1, mask.shape[-1])
 
 
 def sequence_logprobs(
@@ -182,88 +195,104 @@ def sequence_logprobs(
     params: Params,
     batch: Batch,
     ld_alpha: float | None = None,
-) -> Float[Array, "B 2"]:
-    """Summed log-probability of each completion, chosen and rejected in one forward; float32 [B,2].
+) -> Float[Array, "N 2"]:
+    """Summed log-probability of each completion, chosen and rejected in one forward; float32 [N,2].
 
-    batch: arrays [B,2,T]. ld_alpha: as in `completion_weights`.
+    batch: arrays [B,2,T], then N is B; or packed pairs. ld_alpha: as in `completion_weights`.
     """
-    mask = batch["loss_mask"]
-    logprobs = batch_logprobs(module, config, params, _rows(batch)).reshape(mask.shape)
-    return (logprobs * completion_weights(mask, ld_alpha)).sum(-1)
+    logprobs = batch_logprobs(module, config, params, _rows(batch))
+    if ld_alpha is not None:
+        logprobs = logprobs * completion_weights(batch["loss_mask"], ld_alpha)
+    return completion_sums(logprobs, batch)
 
 
 def make_dpo_loss(
     module: nn.Module, config: ModelConfig, loss: PreferenceConfig, *, live: bool
 ) -> LossFn:
-    """The weighted terms of `loss`, over batches of arrays [B,2,T].
+    """The weighted terms of `loss`, over batches of arrays [B,2,T] or of packed pairs.
 
     Preference losses are means over pairs; "sft" is the negative log-likelihood of the chosen completions,
     per token. live: the reference's log-probabilities are computed from `frozen` (its parameters);
-    otherwise they are read from the batch, `reference_logprobs` float32 [B,2].
+    otherwise they are read from the batch, `reference_logprobs` float32 [B,2] (packed: [B,S,2]).
     """
 
     def loss_fn(params: Params, batch: Batch, totals: Totals, key: jax.Array, frozen: Any) -> Loss:
         del key
-        mask = batch["loss_mask"]
-        scores = jax.tree.map(
-            lambda x: x.reshape(mask.shape), batch_scores(module, config, params, _rows(batch))
-        )
+        scores = batch_scores(module, config, params, _rows(batch))
         if live:
             reference = jax.lax.stop_gradient(
                 sequence_logprobs(module, config, frozen, batch, loss.ld_alpha)
             )
         else:
-            reference = batch["reference_logprobs"]
-        return pair_loss(scores, reference, mask, totals, loss)
+            reference = batch["reference_logprobs"].reshape(-1, 2)
+        return pair_loss(scores, reference, batch, totals, loss)
 
     return loss_fn
 
 
 def pair_loss(
     scores: TokenScores,
-    reference: Float[Array, "B 2"],
-    mask: Bool[Array, "B 2 T"],
+    reference: Float[Array, "N 2"],
+    batch: Batch,
     totals: Totals,
     loss: PreferenceConfig,
 ) -> Loss:
-    """The terms of `loss` from what the policy says of each target, float32 [B,2,T], and the reference."""
-    policy = (scores.logprobs * completion_weights(mask, loss.ld_alpha)).sum(-1)
-    lengths = mask.sum(-1).astype(jnp.float32)
+    """The terms of `loss` from what the policy says of each target of `_rows(batch)`, and the reference."""
+    sums = jax.tree.map(lambda values: completion_sums(values, batch), scores)
+    lengths = completion_sums(_rows(batch)["loss_mask"].astype(jnp.float32), batch)
+    policy = sums.logprobs
+    if loss.ld_alpha is not None:
+        weights = completion_weights(batch["loss_mask"], loss.ld_alpha)
+        policy = completion_sums(scores.logprobs * weights, batch)
     pairs = Pairs(policy=policy, reference=reference, lengths=lengths)
-    share = pair_weights(scores, lengths) if loss.wpo else jnp.float32(1.0)
-    here = {"rows": jnp.float32(mask.shape[0]), "chosen_targets": lengths[:, 0].sum()}
+    share = _pair_mask(batch)
+    if loss.wpo:
+        share = share * pair_weights(sums, lengths)
+    here = batch_totals(batch)
     value = jnp.float32(0.0)
     metrics: Sums = {}
     for kind, weight in loss.terms:
         if kind == "sft":
-            total, of = -scores.logprobs[:, 0].sum(), "chosen_targets"
+            total, of = -sums.logprobs[:, 0].sum(), "chosen_targets"
         else:
-            total, of = (preference_losses(pairs, kind, loss) * share).sum(), "rows"
+            total, of = (preference_losses(pairs, kind, loss) * share).sum(), "pairs"
         value += weight * total / totals[of]
         if len(loss.terms) > 1:
             metrics[f"loss/{kind}"] = (jax.lax.stop_gradient(total), here[of])
-    pairs, scores = jax.lax.stop_gradient((pairs, scores))
-    return Loss(value=value, metrics=metrics | _dpo_metrics(pairs, scores, loss.beta))
+    pairs, sums = jax.lax.stop_gradient((pairs, sums))
+    return Loss(
+        value=value, metrics=metrics | _dpo_metrics(pairs, sums, _pair_mask(batch), loss.beta)
+    )
 
 
-def pair_weights(scores: TokenScores, lengths: Float[Array, "B 2"]) -> Float[Array, " B"]:
-    """How likely the policy is to write a pair, measured a token by what it would write itself (WPO)."""
-    aligned = (scores.logprobs - scores.log_collision).sum(-1)  # 0 where nothing counts
-    means = aligned / jnp.maximum(lengths, 1.0)
+def _pair_mask(batch: Batch) -> Float[Array, " N"]:
+    """1 for each pair there is, 0 where a packed row holds fewer than it could."""
+    if "branches" in batch:
+        return batch["pair_mask"].reshape(-1).astype(jnp.float32)
+    return jnp.ones(batch["loss_mask"].shape[0], jnp.float32)
+
+
+def pair_weights(sums: TokenScores, lengths: Float[Array, "N 2"]) -> Float[Array, " N"]:
+    """How likely the policy is to write a pair, measured a token by what it would write itself (WPO).
+
+    sums: of each completion, [N,2].
+    """
+    means = (sums.logprobs - sums.log_collision) / jnp.maximum(lengths, 1.0)
     return jax.lax.stop_gradient(jnp.exp(means.sum(-1)))
 
 
-def _dpo_metrics(pairs: Pairs, scores: TokenScores, beta: float) -> Sums:
+def _dpo_metrics(pairs: Pairs, sums: TokenScores, mask: jax.Array, beta: float) -> Sums:
     """Under the names TRL logs them by: means over pairs, and over the targets of completions."""
-    rows, targets = jnp.float32(pairs.policy.shape[0]), pairs.lengths.sum(0)
+    targets = pairs.lengths.sum(0)
     per_pair = {
-        name: (values.sum(), rows) for name, values in preference_metrics(pairs, beta).items()
+        name: ((values * mask).sum(), mask.sum())
+        for name, values in preference_metrics(pairs, beta).items()
     }
     return per_pair | {
-        "entropy": (scores.entropy.sum(), targets.sum()),
-        "mean_token_accuracy": (scores.top1[:, 0].sum(), targets[0]),
-        "logits/chosen": (scores.mean_logits[:, 0].sum(), targets[0]),
-        "logits/rejected": (scores.mean_logits[:, 1].sum(), targets[1]),
+        "entropy": (sums.entropy.sum(), targets.sum()),
+        "mean_token_accuracy": (sums.top1[:, 0].sum(), targets[0]),
+        "logits/chosen": (sums.mean_logits[:, 0].sum(), targets[0]),
+        "logits/rejected": (sums.mean_logits[:, 1].sum(), targets[1]),
     }
 
 

@@ -20,7 +20,6 @@ from configs.schema import (
     PreferenceConfig,
     RunConfig,
     SFTConfig,
-    SFTDataConfig,
 )
 from examples.arithmetic.problems import problems
 from gemma4_jax.config import FULL, SLIDING, ModelConfig, RopeConfig
@@ -97,9 +96,7 @@ def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
         model=ModelSource(
             architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
         ),
-        data=SFTDataConfig(
-            path=str(folder / "sft.jsonl"), max_length=recipe.sft_length, packing=True
-        ),
+        data=DataConfig(path=str(folder / "sft.jsonl"), max_length=recipe.sft_length, packing=True),
         batch=BatchConfig(rows=recipe.sft_batch),
         optim=OptimConfig(peak_lr=recipe.sft_lr, warmup_fraction=0.05, b2=0.95),
         run=RunConfig(

@@ -18,7 +18,6 @@ from configs.schema import (
     PreferenceConfig,
     RunConfig,
     SFTConfig,
-    SFTDataConfig,
 )
 from gemma4_jax.config import FULL, SLIDING, ModelConfig, RopeConfig
 from gemma4_jax.hf_config import config_to_hf
@@ -81,7 +80,7 @@ def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
         model=ModelSource(
             architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
         ),
-        data=SFTDataConfig(
+        data=DataConfig(
             path=str(folder / "sft.jsonl"),
             max_length=recipe.sft_length,
             overlong="truncate",

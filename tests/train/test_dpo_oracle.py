@@ -65,7 +65,7 @@ class Case:
 
     @functools.cached_property
     def scores(self):
-        """What the policy says, [B,2,T], and what takes gradients of it back to the parameters."""
+        """What the policy says, [2B,T], and what takes gradients of it back to the parameters."""
         module, config = self.policy.module, self.policy.config
         shape = self.batch["loss_mask"].shape
         rows = {name: x.reshape(-1, shape[-1]) for name, x in self.batch.items()}
@@ -78,20 +78,19 @@ class Case:
         def back(params, cotangent):
             return jax.vjp(logprobs, params, has_aux=True)[1](cotangent)[0]
 
-        scores = jax.jit(logprobs)(self.policy.params)[1]
-        return jax.tree.map(lambda x: x.reshape(shape), scores), back
+        return jax.jit(logprobs)(self.policy.params)[1], back
 
     def value_and_grad_norm(self, loss):
         """Of any loss; the model is compiled once for all of them."""
         scores, back = self.scores
-        mask, totals = self.batch["loss_mask"], batch_totals(self.batch)
+        totals = batch_totals(self.batch)
 
         def value(logprobs):
             given = dataclasses.replace(scores, logprobs=logprobs)
-            return pair_loss(given, self.reference_logprobs, mask, totals, loss).value
+            return pair_loss(given, self.reference_logprobs, self.batch, totals, loss).value
 
         found, cotangent = jax.value_and_grad(value)(scores.logprobs)
-        grads = back(self.policy.params, cotangent.reshape(-1, mask.shape[-1]))
+        grads = back(self.policy.params, cotangent)
         return float(found), float(optax.tree.norm(grads))
 
     def loss_and_gradient(self):

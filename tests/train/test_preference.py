@@ -46,14 +46,13 @@ def batch():
     return scores, reference, jnp.asarray(mask)
 
 
-def totals(mask):
-    return batch_totals({"loss_mask": mask, "segment_ids": jnp.ones_like(mask, jnp.int32)})
-
-
 def value(loss, part=slice(None), given=None):
     scores, reference, mask = batch() if given is None else given
-    cut = jax.tree.map(lambda x: x[part], (scores, reference, mask))
-    return pair_loss(*cut, totals(mask), loss)
+    scores, reference, here = jax.tree.map(lambda x: x[part], (scores, reference, mask))
+    rows = jax.tree.map(lambda x: x.reshape(-1, TOKENS), scores)
+    names = ("tokens", "targets", "segment_ids", "positions")
+    cut = dict.fromkeys(names, jnp.ones_like(here, jnp.int32)) | {"loss_mask": here}
+    return pair_loss(rows, reference, cut, batch_totals({"loss_mask": mask}), loss)
 
 
 def test_the_configuration_knows_the_losses_there_are():
@@ -79,8 +78,8 @@ def test_parts_of_a_batch_add_up_though_terms_average_over_different_things():
 def test_tokens_beyond_the_shorter_completion_count_less():
     mask = jnp.asarray([[[0, 1, 1, 0, 1, 1], [0, 0, 1, 1, 0, 0]]], bool)
     wanted = [[[0, 1, 1, 0, 0.25, 0.25], [0, 0, 1, 1, 0, 0]]]
-    np.testing.assert_array_equal(completion_weights(mask, 0.25), wanted)
-    np.testing.assert_array_equal(completion_weights(mask, None), mask.astype(jnp.float32))
+    np.testing.assert_array_equal(completion_weights(mask, 0.25), wanted[0])
+    np.testing.assert_array_equal(completion_weights(mask, None), mask[0].astype(jnp.float32))
     scores, _, mask = batch()
     found = value(PreferenceConfig(ld_alpha=0.25)).metrics["logps/chosen"]
     wanted = sum(

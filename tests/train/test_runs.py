@@ -211,6 +211,21 @@ def test_dpo_with_a_mix_of_losses_and_a_reference_that_follows(
     assert train_dpo.run(config) == 0
 
 
+def test_dpo_with_packed_pairs(model_folder, dpo_file, tmp_path, capsys):
+    for reference in ("precomputed", "live"):
+        config = configure(
+            dpo.PRESETS, model_folder, dpo_file, tmp_path / reference, "--data.packing",
+            *("--data.max-length", "128", "--loss.reference", reference, "--batch.rows", "2"),
+        )  # fmt: skip
+        assert train_dpo.run(config) == 0
+    assert "prompts once" in capsys.readouterr().out
+    one, other = rows_of(tmp_path / "precomputed"), rows_of(tmp_path / "live")
+    assert one[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    assert one[-1]["loss"] < one[0]["loss"] - 0.05 and one[-1]["rewards/accuracies"] == 1
+    for left, right in zip(one, other, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("flags", "pairs", "visits", "live", "words"),
     [

@@ -12,9 +12,11 @@ import pytest
 
 from configs.schema import OptimConfig, PreferenceConfig, SFTLossConfig
 from gemma4_jax.build import transformer
+from gemma4_jax.data.encode import Sequence
 from gemma4_jax.model.layers import soft_cap
 from gemma4_jax.model.transformer import abstract_params
 from train.data.sequences import fill
+from train.data.shared_prefix import fill_pairs
 from train.losses import (
     Loss,
     batch_totals,
@@ -178,6 +180,45 @@ def test_dpo_accumulated_and_with_a_live_reference():
     live_loss, live_grads = gradient(live, params, batch, frozen=reference)
     np.testing.assert_allclose(live_loss, loss, rtol=1e-5)
     assert_trees_close(live_grads, grads, 1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_packed_pairs_with_one_prompt_equal_separate_rows(name):
+    config, module, params = tiny(name)
+    rng = np.random.default_rng(5)
+    pairs = []
+    for prompt, *answers in ((9, 14, 3), (20, 4, 11), (2, 6, 6)):  # windows are 8 to 16 tokens
+        start = random_sequence(rng, prompt, config.vocab_size).tokens
+        sides = []
+        for length in answers:
+            tokens = rng.integers(0, config.vocab_size, length).astype(np.int32)
+            mask = np.arange(prompt + length) >= prompt
+            sides.append(Sequence(np.concatenate([start, tokens]), mask))
+        pairs.append(tuple(sides))
+    reference = jnp.asarray(rng.normal(-40, 2, (3, 2)), jnp.float32)
+    flat = stack([fill([side], 40) for pair in pairs for side in pair])
+    separate = {n: x.reshape(3, 2, 40) for n, x in flat.items()} | {"reference_logprobs": reference}
+    # Two rows: of two pairs, and of one beside an empty place.
+    packed = stack([fill_pairs(pairs[:2], 72), fill_pairs(pairs[2:], 72)]) | {
+        "pair_mask": jnp.asarray([[True, True], [True, False]]),
+        "reference_logprobs": jnp.zeros((2, 2, 2))
+        .at[0]
+        .set(reference[:2])
+        .at[1, 0]
+        .set(reference[2]),
+    }
+    mix = PreferenceConfig(types=("sigmoid", "ipo", "sft"), wpo=True)
+    loss_fn = make_dpo_loss(module, config, mix, live=False)
+    loss, grads = gradient(loss_fn, params, separate)
+    packed_loss, packed_grads = gradient(loss_fn, params, packed)
+    np.testing.assert_allclose(packed_loss, loss, rtol=1e-5)
+    assert_trees_close(packed_grads, grads, 1e-5)
+    one = loss_fn(params, separate, batch_totals(separate), KEY, None).metrics
+    other = loss_fn(params, packed, batch_totals(packed), KEY, None).metrics
+    for metric, (total, weight) in one.items():
+        np.testing.assert_allclose(
+            other[metric], (total, weight), rtol=1e-4, atol=1e-4, err_msg=metric
+        )
 
 
 def make(loss_fn, params, step_options=None, **options):
