@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: DPOConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
+    from train import lora
     from train.data.pipeline import PairRows
     from train.data.prepared import prepare
     from train.data.rows import dpo_encoder
@@ -33,7 +34,7 @@ def run(config: DPOConfig) -> int:
 
     workdir = Workdir(config)
     data = config.data
-    start = open_start(config.model, config.seed, data.max_length)
+    start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
     family = start.config.family
     prepared = prepare(
         data.path,
@@ -68,7 +69,7 @@ def run(config: DPOConfig) -> int:
         plots=("loss", "rewards/margins", "rewards/accuracies"),
         forwards=float(live),
     )
-    return fit(task)
+    return fit(lora.adapted(task))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,8 +35,10 @@ class Task:
     """What a run trains.
 
     initial: makes the parameters to start from; called only if there is no checkpoint.
-    frozen: handed to the loss beside the parameters (a live reference), or None.
+    frozen: handed to the loss beside the parameters (a live reference, a base), or None.
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
+    abstract: shapes of the trained parameters, None: those of the model. whole: trained parameters -> the
+    model's. save_adapter: writes trained parameters that are not a whole model into a folder.
     """
 
     config: AnyConfig
@@ -47,6 +50,9 @@ class Task:
     frozen: Any = None
     plots: tuple[str, ...] = ("loss",)
     forwards: float = 0.0
+    abstract: Params | None = None
+    whole: Callable[[Params], Params] = lambda params: params
+    save_adapter: Callable[[Params, Path], None] | None = None
 
 
 def total_steps(config: AnyConfig, examples: int) -> int:
@@ -117,11 +123,11 @@ def _restore_or_init(
     latest = checkpointer.latest_step()
     if latest is None:
         return init_state(task.initial(), optimizer, task.config.seed)
-    dtype = dtype_named(task.config.model.param_dtype)
-    like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, task.config.seed),
-        abstract_params(task.start.config, dtype),
-    )
+    abstract = task.abstract
+    if abstract is None:
+        dtype = dtype_named(task.config.model.param_dtype)
+        abstract = abstract_params(task.start.config, dtype)
+    like = jax.eval_shape(lambda params: init_state(params, optimizer, task.config.seed), abstract)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     return checkpointer.restore(latest, like, iterator)
@@ -154,8 +160,14 @@ def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     say(f"metrics {workdir.metrics}, plot {workdir.plot}")
     if task.config.run.export_huggingface:
         start = task.start
+        if task.save_adapter is not None:
+            task.save_adapter(state.params, workdir.adapter)
+            say(f"PEFT adapter {workdir.adapter}")
         model = build(
-            start.config, state.params, start.tokenizer, chat_template=start.chat_template
+            start.config,
+            task.whole(state.params),
+            start.tokenizer,
+            chat_template=start.chat_template,
         )
         checkpoint.save_huggingface(model, workdir.huggingface)
         say(f"Hugging Face folder {workdir.huggingface}")

@@ -31,7 +31,7 @@ def params_checksum(params: Params) -> str:
 
     @jax.jit
     def weigh(leaf: jax.Array) -> jax.Array:
-        word = jnp.uint32 if leaf.dtype.itemsize == 4 else jnp.uint16
+        word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32).reshape(-1)
         # Odd weights by position, so that swapped values are noticed.
         return (bits * (2 * jax.lax.iota(jnp.uint32, bits.size) + 1)).sum(dtype=jnp.uint32)

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: SFTConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
+    from train import lora
     from train.data.pipeline import PackedRows, SFTRows, Source
     from train.data.prepared import prepare
     from train.data.rows import sft_encoder
@@ -32,7 +33,7 @@ def run(config: SFTConfig) -> int:
 
     workdir = Workdir(config)
     data = config.data
-    start = open_start(config.model, config.seed, data.max_length)
+    start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
     family = start.config.family
     prepared = prepare(
         data.path,
@@ -63,7 +64,7 @@ def run(config: SFTConfig) -> int:
         initial=start.load,
         plots=("loss", "grad_norm"),
     )
-    return fit(task)
+    return fit(lora.adapted(task))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Workdir:
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "metrics.png"
         self.huggingface = self.path / "huggingface"
+        self.adapter = self.path / "adapter"
         self.reference = self.path / "reference"
         self.cache = Path(config.data.cache_dir or self.path / "cache").absolute()
         try:
@@ -63,7 +64,9 @@ class Workdir:
         self._write("data.json", {"fingerprint": fingerprint, "summary": summary})
 
     def _open_config(self, config: AnyConfig) -> None:
-        now = {"task": "sft" if isinstance(config, SFTConfig) else "dpo", **dict(flatten(config))}
+        now: dict[str, Any] = {"task": "sft" if isinstance(config, SFTConfig) else "dpo"}
+        # A tuple comes back from a file as a list.
+        now |= {n: list(v) if isinstance(v, tuple) else v for n, v in flatten(config)}
         saved = self._read("config.json")
         if self.has_checkpoint() and saved:
             then = {"task": saved["task"], **_flatten_dict(saved["config"])}
