@@ -121,6 +121,7 @@ def _config(config: ModelConfig, lora: LoRA, adapted: list[str], base: str) -> d
     }
     # An expression and not a list of endings: those would reach into the towers of multimodal models.
     names = "|".join(re.escape(name) for name in sorted(modules))
+    expression = rf"{re.escape(prefix(config))}(layers\.\d+\.)?({names})"
     fused = _FUSED in parameters
     fused_alpha = lora.alpha * (math.sqrt(2) if lora.rslora else 2)
     return {
@@ -133,9 +134,8 @@ def _config(config: ModelConfig, lora: LoRA, adapted: list[str], base: str) -> d
         "lora_dropout": 0.0 if parameters else lora.dropout,
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
-        "target_modules": rf"{re.escape(prefix(config))}(layers\.\d+\.)?({names})"
-        if modules
-        else None,
+        # Empty and not null: that would be PEFT's own choice for the architecture.
+        "target_modules": expression if modules else [],
         "target_parameters": parameters or None,
         "rank_pattern": {re.escape(_FUSED): 2 * lora.rank} if fused else {},
         "alpha_pattern": {re.escape(_FUSED): fused_alpha} if fused else {},

@@ -25,7 +25,7 @@ from gemma4_jax.model.adapters import (
     matrices,
 )
 from gemma4_jax.model.cache import init_cache
-from gemma4_jax.model.transformer import abstract_params
+from gemma4_jax.model.transformer import Transformer, abstract_params
 from gemma4_jax.model.weights import Adapted, Quantized, dense
 from gemma4_jax.presets import preset
 from train.data.sequences import fill
@@ -91,12 +91,13 @@ def forward(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_fresh_adapters_change_no_bit(name):
-    config, module, params = tiny(name)
+    config, _, params = tiny(name)
     batch = packed_batch(config)
     joined = attach(params, init_adapters(config, ALL, 0, params), ALL)
     assert any(map(is_weight, jax.tree.leaves(joined, is_leaf=is_weight)))
     # Operation by operation: XLA fuses two programs in two ways, which moves last bits.
     short = {"tokens": batch["tokens"][:1, :6]}
+    module = Transformer(config)  # with XLA's own grouped product: ours wants a traced index
     with jax.disable_jit():
         ours, theirs = (module.apply({"params": p}, **short) for p in (joined, params))
     np.testing.assert_array_equal(ours, theirs)
@@ -133,7 +134,8 @@ def test_loss_and_gradients_are_those_of_merged_weights(name, remat, variant):
     np.testing.assert_allclose(loss.sum, expected.sum, rtol=1e-5)
     assert_trees_close(grads, expected_grads, 1e-5)
     base, _ = run(whole, init_adapters(config, lora, 0, params), batch, params)
-    assert abs(float(base.sum - expected.sum)) > 1e-2 * abs(float(base.sum))
+    # Adapters matter a hundred times more than the tolerance.
+    assert abs(float(base.sum - expected.sum)) > 1e-3 * abs(float(base.sum))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -143,9 +145,7 @@ def test_decoding_over_a_cache_uses_the_adapters_too(name):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 512, (2, 12)), jnp.int32)
     expected = module.apply({"params": joined}, tokens)
     count = jnp.full((2,), 12, jnp.int32)
-    extend = jax.jit(
-        lambda p, t, c: module.apply({"params": p}, t, count, c, method="extend")[0]
-    )
+    extend = jax.jit(lambda p, t, c: module.apply({"params": p}, t, count, c, method="extend")[0])
     hidden = extend(joined, tokens, init_cache(config, 2, 16))
     np.testing.assert_allclose(hidden, expected, atol=2e-4)
     base = extend(params, tokens, init_cache(config, 2, 16))
@@ -181,30 +181,35 @@ def test_a_step_moves_every_adapter_and_nothing_else(name):
     assert all(jax.tree.leaves(after))
 
 
-def test_live_reference_of_a_preference_loss_is_the_base():
-    config, module, params = tiny("tiny-moe")
+@pytest.mark.parametrize("name", TINY)
+def test_reference_without_adapters_is_a_live_reference(name):
+    """The base with adapters off, as reference, against a model of its own beside a merged policy."""
+    config, module, params = tiny(name)
     batch = dict(random_pairs(2, 24, config.vocab_size))
     batch["reference_logprobs"] = sequence_logprobs(module, config, params, batch)
-    losses = [
-        adapted_loss(make_dpo_loss(module, config, beta=0.3, live=live), ALL)
-        for live in (True, False)
-    ]
-    run = jax.jit(
-        lambda n, a, b, p: accumulate(losses[n], 1, a, b, KEY, p), static_argnums=0
+    live, read = (make_dpo_loss(module, config, beta=0.3, live=live) for live in (True, False))
+
+    def apart(adapters, batch, key, frozen):
+        base, reference = frozen
+        return live(merged(attach(base, adapters, ALL)), batch, key, reference)
+
+    run = functools.partial(jax.jit, static_argnums=0)(
+        lambda fn, a, b, frozen: accumulate(fn, 1, a, b, KEY, frozen)
     )
-    fresh = init_adapters(config, ALL, 0, params)
-    loss, _ = run(0, fresh, batch, params)
-    np.testing.assert_allclose(loss.sum / loss.weight, np.log(2), rtol=1e-5)
-    moved = noisy(config, ALL, params)
-    (live, live_grads), (read, read_grads) = (run(n, moved, batch, params) for n in (0, 1))
-    np.testing.assert_allclose(live.sum, read.sum, rtol=1e-5)
-    assert_trees_close(live_grads, read_grads, 1e-5)
-    assert optax.tree.norm(live_grads) > 1e-3
+    moved, copy = noisy(config, ALL, params), jax.tree.map(jnp.copy, params)
+    expected, expected_grads = run(apart, moved, batch, (params, copy))
+    assert optax.tree.norm(expected_grads) > 1e-3
+    for loss_fn in (adapted_loss(live, ALL), adapted_loss(read, ALL)):
+        loss, grads = run(loss_fn, moved, batch, params)
+        np.testing.assert_allclose(loss.sum, expected.sum, rtol=1e-5)
+        assert_trees_close(grads, expected_grads, 1e-5)
+    fresh, _ = run(adapted_loss(live, ALL), init_adapters(config, ALL, 0, params), batch, params)
+    np.testing.assert_allclose(fresh.sum / fresh.weight, np.log(2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_targets_never_reach_the_router_or_a_table(name):
-    config, _, params = tiny(name)
+    config, _, _ = tiny(name)
     found = {m.path for m in adapted_matrices(config, ALL)}
     names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     matrices_ = {p for p in found if p[-1] in names | {"out_proj", "projection"}}
@@ -221,7 +226,9 @@ def test_targets_never_reach_the_router_or_a_table(name):
         if any(m.target == target for m in matrices(config)):
             assert {m.target for m in adapted_matrices(config, only)} == {target}
         else:
-            with pytest.raises(UserError, match=rf"nothing to adapt for lora.targets {target}; it has"):
+            with pytest.raises(
+                UserError, match=rf"nothing to adapt for lora.targets {target}; it has"
+            ):
                 adapted_matrices(config, only)
 
 
@@ -255,7 +262,7 @@ def test_shapes_axes_and_decay_follow_the_base():
 
 
 def test_dropout_is_off_without_a_key_and_follows_the_key():
-    config, module, params = tiny("tiny-moe")
+    config, _, params = tiny("tiny-moe")
     lora = dataclasses.replace(ALL, dropout=0.3)
     adapters, batch = noisy(config, lora, params), random_batch(2, 24, config.vocab_size)
     run = forward("tiny-moe")
@@ -308,6 +315,8 @@ def test_frozen_weights_cost_no_gradient():
     run = jax.jit(lambda a, b, p: accumulate(loss_fn, 1, a, b, KEY, p)[1])
     text = run.lower(adapters, batch, params).compile().as_text()
     v, d = params["embed"]["table"].shape
-    made = [line for line in text.splitlines() if f"= f32[{v},{d}]" in line and "broadcast(" in line]
+    made = [
+        line for line in text.splitlines() if f"= f32[{v},{d}]" in line and "broadcast(" in line
+    ]
     assert not made, made[:3]
     assert json.dumps(made) == "[]"
