@@ -86,6 +86,7 @@ def load_peft(peft: ModuleType, transformers: ModuleType, base: Path, adapter: P
     return adapted.eval()
 
 
+@pytest.mark.slow
 def test_peft_computes_the_same(
     case: Case, lora: LoRA, tmp_path: Path, transformers: ModuleType, peft: ModuleType
 ) -> None:

@@ -74,6 +74,7 @@ def test_sft_saves_adapters_and_exports_both_ways(finished, model_folder):
     assert (told["r"], told["base_model_name_or_path"]) == (4, str(model_folder))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_broke_off_bit_for_bit(finished, tmp_path, monkeypatch, capsys):
     run = dataclasses.replace(finished.run, workdir=str(tmp_path / "run"))
     config = dataclasses.replace(finished, run=run)
@@ -122,6 +123,7 @@ def test_another_base_is_refused(finished, model_folder, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_dpo_over_a_base_in_four_bits(model_folder, dpo_file, tmp_path):
     """Precomputed and live references are the same: the quantised base without adapters."""
     rows = {}
@@ -146,6 +148,26 @@ def test_dpo_over_a_base_in_four_bits(model_folder, dpo_file, tmp_path):
     expected = merged(base, saved(work)["params"], config)
     exported = checkpoint.load(work / "huggingface").params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), exported, expected)
+
+
+@pytest.mark.slow
+def test_adapters_stay_float32_over_a_bfloat16_base(model_folder, sft_file, tmp_path):
+    """What the presets of real sizes do: bfloat16, everything recomputed; and DoRA over int8."""
+    config = configure(
+        sft.PRESETS, model_folder, sft_file, tmp_path / "run", *LORA,
+        *("--model.param-dtype", "bfloat16", "--model.compute-dtype", "bfloat16"),
+        *("--model.remat", "full", "--lora.dora", "--lora.base-quantization", "int8"),
+        *("--lora.targets", "attention", "mlp"),
+    )  # fmt: skip
+    assert train_sft.run(config) == 0
+    rows = rows_of(tmp_path / "run")
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    state = saved(tmp_path / "run")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state["params"])} == {"float32"}
+    told = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert told["use_dora"] is True
+    exported = json.loads((tmp_path / "run" / "huggingface" / "config.json").read_text())
+    assert exported["dtype"] == "bfloat16"
 
 
 def test_a_quantised_base_is_never_whole(model_folder):
