@@ -29,7 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"targets": ("attention",), "dropout": 0.1},
     "experts": {"targets": ("experts",)},
 }
-LIMIT = 1e-4  # of logits, and of them relative to the largest
+# Of logits, absolute. On the ple model torch's own two forms, adapter and merged, are 3e-4 apart.
+LIMITS = {"dense": 1e-4, "ple": 1e-3, "moe": 1e-4}
 RELATIVE = 1e-3  # of gradients, as of those that are compared with TRL
 
 
@@ -111,7 +112,7 @@ def test_peft_computes_the_same(
     expected = output.detach().numpy()
     base = case.vectors["logits"]
     assert np.abs(expected - base).max() > 0.5
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=LIMIT * max(1, np.abs(base).max()))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=LIMITS[case.folder.name])
 
     (torch.sin(output) * torch.from_numpy(weight)).sum().backward()
     checkpoint.save_adapter(tmp_path / "grads", config, lora, grads)
@@ -171,8 +172,7 @@ def test_a_merged_export_holds_every_delta(
             np.testing.assert_allclose(merged[name] - base[name], delta, rtol=0, atol=2e-6)
     tokens = case.vectors["input_ids"]
     theirs = their_logits(transformers, tmp_path / "merged", tokens)
-    scale = max(1, np.abs(case.vectors["logits"]).max())
-    np.testing.assert_allclose(model.logits(tokens), theirs, rtol=0, atol=LIMIT * scale)
+    np.testing.assert_allclose(model.logits(tokens), theirs, rtol=0, atol=LIMITS[case.folder.name])
 
 
 def peft_delta(
