@@ -2,7 +2,8 @@
 
 With a precomputed reference (what `auto` takes unless a run visits a small part of its data) a run holds
 one copy of the model: 16 bytes a parameter in float32 with AdamW, before activations, as for SFT. A live
-one adds 4 bytes a parameter.
+one adds 4 bytes a parameter, and nothing where adapters are trained: the reference is then the model
+without them.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from configs.schema import (
     BatchConfig,
     DataConfig,
     DPOConfig,
+    LoRAConfig,
     ModelSource,
     OptimConfig,
     PreferenceConfig,
@@ -92,6 +94,22 @@ def full_31b() -> DPOConfig:
     return _full(3e-7)
 
 
+def e2b_lora() -> DPOConfig:
+    """Adapters of rank 16 on E2B, beta 0.1: 9.3 GB of weights, reference included, so one device of 24 GB.
+
+    Command: `python -m train.dpo e2b-lora --model.path DIR --data.path pairs.jsonl --run.workdir RUN`
+    Expect: ln 2 at the first step, as adapters start as nothing; then as for e2b. Not yet run on real weights.
+    """
+    return DPOConfig(
+        model=ModelSource(param_dtype="bfloat16", compute_dtype="bfloat16", remat="full"),
+        data=DataConfig(max_length=2048, overlong="drop"),
+        batch=BatchConfig(rows=16, accumulation=16),
+        optim=OptimConfig(peak_lr=2e-5, schedule="linear", warmup_fraction=0.1),
+        lora=LoRAConfig(rank=16, alpha=32.0, targets=("attention", "mlp", "per_layer_input")),
+        run=RunConfig(export_huggingface=True),
+    )
+
+
 PRESETS: dict[str, Callable[[], DPOConfig]] = {
     "tiny": tiny,
     "e2b": e2b,
@@ -99,4 +117,5 @@ PRESETS: dict[str, Callable[[], DPOConfig]] = {
     "12b": full_12b,
     "26b-a4b": full_26b_a4b,
     "31b": full_31b,
+    "e2b-lora": e2b_lora,
 }

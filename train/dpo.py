@@ -25,6 +25,7 @@ def run(config: DPOConfig) -> int:
     import numpy as np
 
     from gemma4_jax.data.encode import dpo_encoder
+    from train import lora
     from train.data.mixture import prepare_data
     from train.data.pipeline import PairRows
     from train.data.shared_prefix import SharedPrefixRows
@@ -37,7 +38,7 @@ def run(config: DPOConfig) -> int:
 
     workdir = Workdir(config)
     data = config.data
-    start = open_start(config.model, config.seed, data.max_length)
+    start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
     family = start.config.family
     prepared = prepare_data(
         data,
@@ -93,7 +94,7 @@ def run(config: DPOConfig) -> int:
         plots=("loss", "rewards/margins", "rewards/accuracies"),
         forwards=float(live),
     )
-    return fit(task)
+    return fit(lora.adapted(task))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,10 +40,12 @@ class Task:
     """What a run trains.
 
     initial: makes the parameters to start from; called only if there is no checkpoint.
-    frozen: handed to the loss beside the parameters (a live reference), or None.
+    frozen: handed to the loss beside the parameters (a live reference, a base), or None.
     sync_every, sync_alpha: how a reference in the train state follows the policy (TR-DPO).
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
     prompts: to be answered before training and after. data: one line about the data, for the report.
+    abstract: shapes of the trained parameters, None: those of the model. whole: trained parameters -> the
+    model's. save_adapter: writes trained parameters that are not a whole model into a folder.
     """
 
     config: AnyConfig
@@ -58,6 +61,9 @@ class Task:
     forwards: float = 0.0
     prompts: Sequence[samples.Prompt] = ()
     data: str = ""
+    abstract: Params | None = None
+    whole: Callable[[Params], Params] = lambda params: params
+    save_adapter: Callable[[Params, Path], None] | None = None
 
 
 def total_steps(config: AnyConfig, examples: int) -> int:
@@ -172,10 +178,12 @@ def _restore_or_init(
     """State of the newest checkpoint (moving `iterator` there), or that before the first step."""
     if checkpointer.latest_step() is None:
         return init_state(task.initial(), optimizer, task.config.seed, step_options(task))
-    dtype = dtype_named(task.config.model.param_dtype)
+    abstract = task.abstract
+    if abstract is None:
+        dtype = dtype_named(task.config.model.param_dtype)
+        abstract = abstract_params(task.start.config, dtype)
     like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, task.config.seed, step_options(task)),
-        abstract_params(task.start.config, dtype),
+        lambda params: init_state(params, optimizer, task.config.seed, step_options(task)), abstract
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
@@ -207,7 +215,8 @@ def _stop_if_diverged(
 
 def _model(task: Task, params: Params) -> Model:
     start = task.start
-    return build(start.config, params, start.tokenizer, chat_template=start.chat_template)
+    whole = task.whole(params)
+    return build(start.config, whole, start.tokenizer, chat_template=start.chat_template)
 
 
 def _sample(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
@@ -242,5 +251,8 @@ def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     if state.average is not None:
         params = jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, params)
         say(f"exported: the moving average of the parameters ({config.optim.average_decay})")
+    if task.save_adapter is not None:
+        task.save_adapter(params, workdir.adapter)
+        say(f"PEFT adapter {workdir.adapter}")
     checkpoint.save_huggingface(_model(task, params), workdir.huggingface)
     say(f"Hugging Face folder {workdir.huggingface}")

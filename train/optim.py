@@ -1,6 +1,7 @@
 """The optimiser: AdamW, Adafactor or Muon under a schedule, after clipping the global gradient norm.
 
-Weight decay touches projection matrices alone (leaves named `*_proj`). Embedding tables, norm scales,
+Weight decay touches projection matrices alone (leaves named `*_proj`), or the two of an adapter
+(`lora_a`, `lora_b`; their product decays twice as fast). Embedding tables, norm scales,
 router and expert scales do not decay: pulling a scale towards 0 shrinks a whole layer, and rows of
 a table that a batch does not use would fade. `layer_scalar` is a buffer in Hugging Face's model;
 the model stops its gradient, and without decay every optimiser then leaves it bit for bit as it was.
@@ -53,7 +54,9 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 def decay_mask(params: Any) -> Any:
     """Tree of bools like `params`: True where weight decay applies."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path).endswith("_proj"), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _name(path).endswith(("_proj", "lora_a", "lora_b")), params
+    )
 
 
 def matrix_axes(params: Any) -> Any:

@@ -84,6 +84,10 @@ def choose_reference(config: DPOConfig, pairs: int, visits: int) -> tuple[bool, 
         return True, f"live copy: it follows the policy every {loss.sync_every} steps"
     if loss.reference != "auto":
         return loss.reference == "live", f"{loss.reference}, as loss.reference says"
+    if config.lora.rank and visits <= pairs:
+        return True, (
+            f"the base without its adapters, live: no copy, and no more passes than over {pairs} pairs"
+        )
     if visits < pairs // _RARE_VISITS:
         return True, (
             f"live copy: the run visits {visits} of {pairs} pairs, a pass over all would cost more"

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: SFTConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
     from gemma4_jax.data.encode import sft_encoder
+    from train import lora
     from train.data.mixture import prepare_data
     from train.data.pipeline import PackedRows, SFTRows, Source
     from train.loop import Task, fit
@@ -33,7 +34,7 @@ def run(config: SFTConfig) -> int:
 
     workdir = Workdir(config)
     data = config.data
-    start = open_start(config.model, config.seed, data.max_length)
+    start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
     family = start.config.family
     prepared = prepare_data(
         data,
@@ -68,7 +69,7 @@ def run(config: SFTConfig) -> int:
         data=prepared.summary,
         plots=("loss", "grad_norm"),
     )
-    return fit(task)
+    return fit(lora.adapted(task))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Here: weights from a folder, or fresh ones for a preset. Not here: reading check
 (gemma4_jax/checkpoint), the model itself.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import jax
 from configs.schema import ModelSource
 from gemma4_jax import checkpoint
 from gemma4_jax.build import dtype_named, transformer
+from gemma4_jax.checkpoint.load import Finish, finish_leaves
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.hf_config import config_from_hf
@@ -28,13 +30,14 @@ from gemma4_jax.text.tokenizer import Tokenizer
 class Start:
     """config, tokenizer, module: of the model; load: makes its initial parameters, anew at each call.
 
+    load(finish=...): what is kept of each leaf, as `checkpoint.load_params` has it.
     chat_template: the checkpoint's own, to be written back with it.
     """
 
     config: ModelConfig
     tokenizer: Tokenizer
     module: Transformer
-    load: Callable[[], dict[str, Any]]
+    load: Callable[..., dict[str, Any]]
     chat_template: str | None = None
 
 
@@ -73,7 +76,9 @@ def _from_folder(source: ModelSource) -> Start:
         config=about.config,
         tokenizer=tokenizer,
         module=transformer(about.config, source.compute_dtype, source.remat),
-        load=lambda: checkpoint.load_params(source.path, about.config, source.param_dtype),
+        load=functools.partial(
+            checkpoint.load_params, source.path, about.config, source.param_dtype
+        ),
         chat_template=about.chat_template,
     )
 
@@ -90,11 +95,16 @@ def _from_scratch(source: ModelSource, seed: int) -> Start:
             config.token_ids, pad=tokenizer.pad_id, bos=tokenizer.bos_id, eos=tokenizer.stop_ids
         ),
     )
+
+    def load(finish: Finish | None = None) -> dict[str, Any]:
+        params = init_params(config, jax.random.key(seed), dtype_named(source.param_dtype))
+        return params if finish is None else finish_leaves(params, finish)
+
     return Start(
         config=config,
         tokenizer=tokenizer,
         module=transformer(config, source.compute_dtype, source.remat),
-        load=lambda: init_params(config, jax.random.key(seed), dtype_named(source.param_dtype)),
+        load=load,
     )
 
 

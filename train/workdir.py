@@ -52,6 +52,7 @@ class Workdir:
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
         self.huggingface = self.path / "huggingface"
+        self.adapter = self.path / "adapter"
         self.reference = self.path / "reference"
         self.cache = Path(config.data.cache_dir or self.path / "cache").absolute()
         try:

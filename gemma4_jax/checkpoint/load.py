@@ -1,5 +1,6 @@
 """From a folder to a model, whichever kind of folder it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,33 @@ def load(path: str | Path, dtype: Any = "float32", mesh: jax.sharding.Mesh | Non
     )
 
 
-def load_params(path: str | Path, config: ModelConfig, dtype: Any = "float32") -> dict[str, Any]:
-    """The parameter tree of a model folder whose configuration (`describe`) is known already."""
-    read = store.read_params if store.is_store(Path(path)) else reading.read_params
-    return read(Path(path), config, dtype_named(dtype))
+Finish = Callable[[tuple[str, ...], jax.Array], Any]  # (keys from the root, leaf) -> what is kept
+
+
+def load_params(
+    path: str | Path, config: ModelConfig, dtype: Any = "float32", finish: Finish | None = None
+) -> dict[str, Any]:
+    """The parameter tree of a model folder whose configuration (`describe`) is known already.
+
+    finish: what is kept of each leaf, such as its quantised form. From a Hugging Face folder it is
+    applied as leaves are read, so that the whole tree is never held unfinished.
+    """
+    folder, dtype = Path(path), dtype_named(dtype)
+    if store.is_store(folder):
+        params = store.read_params(folder, config, dtype)
+        return params if finish is None else finish_leaves(params, finish)
+    if finish is None:
+        return reading.read_params(folder, config, dtype)
+    return reading.read_params(folder, config, dtype, finish=finish)
+
+
+def finish_leaves(
+    params: dict[str, Any], finish: Finish, path: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Apply `finish` to every leaf, in place and one by one: each leaf goes as its successor comes."""
+    for key in params:
+        if isinstance(params[key], dict):
+            finish_leaves(params[key], finish, (*path, key))
+        else:
+            params[key] = finish((*path, key), params[key])
+    return params

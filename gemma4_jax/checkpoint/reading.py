@@ -44,11 +44,13 @@ def read_params(
     config: ModelConfig,
     dtype: Any,
     sharding_for: Callable[[Path_], jax.sharding.Sharding | None] = lambda path: None,
+    finish: Callable[[Path_, jax.Array], Any] = lambda path, leaf: leaf,
 ) -> Params:
     """The parameter tree of a folder's text model, all leaves of `dtype`.
 
     sharding_for: where to put the leaf of a path (keys from the root); None: the default device. On
-    the CPU the arrays adopt the memory they were read into.
+    the CPU the arrays adopt the memory they were read into. finish: what takes the leaf's place, such
+    as its quantised form; the leaf is gone before the next one is read.
 
     Raises UserError for damaged files, missing or unexpected tensors, shapes the config does not
     imply, types that are no floats, and values that are not finite in `dtype`.
@@ -76,7 +78,8 @@ def read_params(
                 jobs.extend(_blocks(tensor, part, source, files[source.file], array))
             for _ in pool.map(lambda block: block.read(scratch), jobs):
                 pass
-            _insert(params, path, jax.device_put(array, sharding_for(path)).block_until_ready())
+            leaf = jax.device_put(array, sharding_for(path)).block_until_ready()
+            _insert(params, path, finish(path, leaf))
     return params
 
 
@@ -173,7 +176,7 @@ def _leaves(tree: Params, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
             yield (*path, key), value
 
 
-def _insert(tree: Params, path: Path_, leaf: jax.Array) -> None:
+def _insert(tree: Params, path: Path_, leaf: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = leaf

@@ -1,7 +1,8 @@
 """Our parameter tree into a Hugging Face folder that transformers and other engines load.
 
 Tensor by tensor and block by block, straight to its place in the file: beside the parameters,
-memory holds a few blocks. The folder appears under its name only when it is complete.
+memory holds a few blocks. Adapted weights are merged on the way. The folder appears under its name only
+when it is complete.
 
 Not here: names (`huggingface.py`), the header (`safetensors.py`), the files beside the weights
 (`description.py`).
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from gemma4_jax.build import Model, dtype_named
@@ -30,6 +32,7 @@ from gemma4_jax.checkpoint.safetensors import (
     written_by_us,
 )
 from gemma4_jax.checkpoint.transpose import transposed
+from gemma4_jax.model.weights import Adapted, Quantized, dense
 
 MAX_SHARD_BYTES = 5_000_000_000
 BLOCK_BYTES = 4 << 20
@@ -144,12 +147,19 @@ class _Job:
         if not self.part.index and not self.part.transposed and self.leaf.ndim > 1:
             # The big tables: never fetched whole.
             return lambda number, rows: host_block(self.leaf, rows).reshape(-1, columns)
-        values = host_block(self.leaf, *self.part.spans)
+        values = _fetch(self.leaf, self.part.spans)
         if not self.part.transposed:
             plain = values.reshape(stack, height, columns)
             return lambda number, rows: plain[number, rows]
         turned = values.reshape(stack, columns, height)
         return lambda number, rows: transposed(turned[number, :, rows])
+
+
+def _fetch(leaf: Any, spans: tuple[slice, ...]) -> np.ndarray:
+    """leaf[spans] in host memory; adapters are merged and packed weights unpacked, a layer at a time."""
+    if isinstance(leaf, Adapted | Quantized):
+        return np.asarray(dense(jax.tree.map(lambda array: array[spans], leaf)))
+    return host_block(leaf, *spans)
 
 
 def _pwrite(descriptor: int, block: np.ndarray, offset: int) -> None:

@@ -25,6 +25,7 @@ from gemma4_jax.model.layout import Run, Segment
 from gemma4_jax.model.moe import GroupedMatmul, MoE
 from gemma4_jax.model.rope import Rotation, rotate, rotation
 from gemma4_jax.model.visibility import TokenFacts
+from gemma4_jax.model.weights import project
 
 Lent = dict[str, KeyValues]  # K/V of the lending layers, by layer kind
 
@@ -95,12 +96,12 @@ class Attention(nn.Module):
             ("heads", "head_dim", "embed"),
             fan_in(heads[0] * heads[1]),
         )
-        return jnp.einsum("btnh,nhd->btd", out, o_proj.astype(self.dtype)), entry, kv
+        return project(out, o_proj, "btnh,nhd->btd", self.dtype), entry, kv
 
     def _project(self, x: Array, name: str, heads: int, head_dim: int) -> Array:
         axes = ("embed", "heads" if name == "q_proj" else "kv_heads", "head_dim")
         weight = param(self, name, (x.shape[-1], heads, head_dim), axes, fan_in(x.shape[-1]))
-        return jnp.einsum("btd,dnh->btnh", x, weight.astype(self.dtype))
+        return project(x, weight, "btd,dnh->btnh", self.dtype)
 
     def _head_norm(self, name: str) -> RMSNorm:
         # Scores are q . k with scale 1.0: two scales of H^(-1/4) start them at unit variance.
@@ -239,8 +240,8 @@ class PerLayerInput(nn.Module):
         shape = (x.shape[-1], u.shape[-1])
         gate = param(self, "gate_proj", shape, ("embed", "per_layer_input"), fan_in(shape[0]))
         out = param(self, "out_proj", shape[::-1], ("per_layer_input", "embed"), fan_in(shape[1]))
-        mixed = gelu(jnp.einsum("btd,dp->btp", x, gate.astype(self.dtype))) * u
-        branch = jnp.einsum("btp,pd->btd", mixed, out.astype(self.dtype))
+        mixed = gelu(project(x, gate, "btd,dp->btp", self.dtype)) * u
+        branch = project(mixed, out, "btp,pd->btd", self.dtype)
         scale = (2 * self.config.num_layers) ** -0.5
         return RMSNorm(self.config.norm_eps, initial_scale=scale, name="norm")(branch)
 

@@ -16,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import ModelConfig
+from gemma4_jax.model.weights import Adapted, Quantized, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +54,20 @@ def param(
     shape: Sequence[int],
     axes: Sequence[str | None],
     init: Initializer,
-) -> Array:
-    """Declare a float32 parameter of `module` with one logical axis name per dimension."""
+) -> Any:
+    """Declare a float32 parameter of `module` with one logical axis name per dimension.
+
+    Returns the array, or whatever else of `weights.py` was given in its place.
+    """
 
     def declare(key: Array) -> Declared:
         return Declared(init(key, shape), names=tuple(axes), initializer=init)
 
-    value: Any = module.param(name, declare)
-    return value
+    # Flax compares shapes leaf by leaf: what stands for a matrix is read past it.
+    given: Any = module.get_variable("params", name)
+    if isinstance(given, Quantized | Adapted):
+        return given
+    return module.param(name, declare)
 
 
 def rms_normalize(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
@@ -105,13 +112,12 @@ class MLP(nn.Module):
         """Apply to every token."""
         d_model = x.shape[-1]
         inner = (d_model, self.d_ff)
-        gate = param(self, "gate_proj", inner, ("embed", "mlp"), fan_in(d_model)).astype(self.dtype)
-        up = param(self, "up_proj", inner, ("embed", "mlp"), fan_in(d_model)).astype(self.dtype)
-        down = param(self, "down_proj", inner[::-1], ("mlp", "embed"), fan_in(self.d_ff)).astype(
-            self.dtype
-        )
-        hidden = gelu(jnp.einsum("btd,df->btf", x, gate)) * jnp.einsum("btd,df->btf", x, up)
-        return jnp.einsum("btf,fd->btd", hidden, down)
+        gate = param(self, "gate_proj", inner, ("embed", "mlp"), fan_in(d_model))
+        up = param(self, "up_proj", inner, ("embed", "mlp"), fan_in(d_model))
+        down = param(self, "down_proj", inner[::-1], ("mlp", "embed"), fan_in(self.d_ff))
+        gated = gelu(project(x, gate, "btd,df->btf", self.dtype))
+        hidden = gated * project(x, up, "btd,df->btf", self.dtype)
+        return project(hidden, down, "btf,fd->btd", self.dtype)
 
 
 class Embedder(nn.Module):
@@ -168,7 +174,7 @@ class PerLayerEmbedder(nn.Module):
         embeddings that enter layer 0 (soft tokens already in place)."""
         scale = jnp.asarray(math.sqrt(self.config.per_layer_input_width), self.dtype)
         token_part = jnp.take(self.table, tokens, axis=0).astype(self.dtype) * scale
-        projection = self.projection.astype(self.dtype)
-        context = jnp.einsum("btd,dlp->btlp", embeddings, projection) * self.config.d_model**-0.5
+        context = project(embeddings, self.projection, "btd,dlp->btlp", self.dtype)
+        context = context * self.config.d_model**-0.5
         combined = (token_part + self.norm(context)) * 2**-0.5
         return jnp.moveaxis(combined, 2, 0)

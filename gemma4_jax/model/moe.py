@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.layers import constant, fan_in, gelu, param, rms_normalize
+from gemma4_jax.model.weights import Weight, project_groups
 
 # (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
 GroupedMatmul = Callable[[Array, Array, Array], Array]
@@ -35,12 +36,15 @@ def experts(
     x: Float[Array, "M D"],
     weights: Float[Array, "M A"],
     index: Int[Array, "M A"],
-    gate: Float[Array, "E D F"],
-    up: Float[Array, "E D F"],
-    down: Float[Array, "E F D"],
+    gate: Weight,
+    up: Weight,
+    down: Weight,
     grouped_matmul: GroupedMatmul,
+    dtype: Any,
 ) -> Float[Array, "M D"]:
     """Sum over each token's experts of weight * down(gelu(gate x) * up x). No token is dropped.
+
+    gate, up: [E, D, F]; down: [E, F, D]; dtype: of the products.
 
     (token, expert) pairs are sorted by expert so that every expert works on one run of rows; the inverse
     permutation brings results back, which keeps the sum over A deterministic (no scatter-add).
@@ -49,8 +53,11 @@ def experts(
     order = jnp.argsort(index.reshape(-1), stable=True)
     group_sizes = jnp.bincount(index.reshape(-1), length=gate.shape[0]).astype(jnp.int32)
     rows = x[order // active]
-    hidden = gelu(grouped_matmul(rows, gate, group_sizes)) * grouped_matmul(rows, up, group_sizes)
-    out = grouped_matmul(hidden, down, group_sizes)
+
+    def product(rows: Array, weight: Weight) -> Array:
+        return project_groups(rows, weight, group_sizes, grouped_matmul, dtype)
+
+    out = product(gelu(product(rows, gate)) * product(rows, up), down)
     by_token = out[jnp.argsort(order)].reshape(*index.shape, -1)
     return jnp.einsum("ma,mad->md", weights, by_token.astype(jnp.float32)).astype(x.dtype)
 
@@ -75,15 +82,15 @@ class MoE(nn.Module):
         router_scale = param(self, "router_scale", (d_model,), ("embed",), ones)
         expert_scale = param(self, "expert_scale", (num,), ("experts",), ones)
         wide, axes = (num, d_model, width), ("experts", "embed", "expert_mlp")
-        gate = param(self, "gate_proj", wide, axes, fan_in(d_model)).astype(self.dtype)
-        up = param(self, "up_proj", wide, axes, fan_in(d_model)).astype(self.dtype)
+        gate = param(self, "gate_proj", wide, axes, fan_in(d_model))
+        up = param(self, "up_proj", wide, axes, fan_in(d_model))
         down = param(
             self,
             "down_proj",
             (num, width, d_model),
             ("experts", "expert_mlp", "embed"),
             fan_in(width),
-        ).astype(self.dtype)
+        )
 
         rows = stream.reshape(-1, d_model)
         read = rms_normalize(rows, self.config.norm_eps) * router_scale * d_model**-0.5
@@ -92,7 +99,6 @@ class MoE(nn.Module):
         self.sow("intermediates", "router_probs", probabilities)
         self.sow("intermediates", "topk_weight", weights)
         self.sow("intermediates", "topk_index", index)
-        out = experts(
-            normed.reshape(-1, d_model), weights, index, gate, up, down, self.grouped_matmul
-        )
+        rows = normed.reshape(-1, d_model)
+        out = experts(rows, weights, index, gate, up, down, self.grouped_matmul, dtype=self.dtype)
         return out.reshape(stream.shape)

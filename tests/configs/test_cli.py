@@ -35,6 +35,11 @@ def test_flags_change_the_preset():
     assert config.optim.b2 == sft.tiny().optim.b2
 
 
+def test_targets_are_a_list_of_words():
+    config = parse("tiny", *NEEDED, "--lora.rank", "4", "--lora.targets", "mlp", "experts")
+    assert config.lora.targets == ("mlp", "experts")
+
+
 def test_both_spellings_and_none():
     assert parse("tiny", *NEEDED, "--optim.peak-lr=2e-6").optim.peak_lr == 2e-6
     assert parse("tiny", *NEEDED, "--run.steps", "None").run.steps is None
@@ -66,6 +71,15 @@ def test_both_spellings_and_none():
         (("tiny", *NEEDED, "--optim.warmup-fraction", "2"), ["optim.warmup_fraction is 2.0"]),
         (("tiny", *NEEDED, "--optim.clip-norm", "0"), ["optim.clip_norm is 0.0"]),
         (("tiny", *NEEDED, "--seed", "-1"), ["seed is -1"]),
+        (("tiny", *NEEDED, "--lora.rank", "-1"), ["lora.rank is -1", "at least 0"]),
+        (("tiny", *NEEDED, "--lora.alpha", "0"), ["lora.alpha is 0.0", "above 0"]),
+        (("tiny", *NEEDED, "--lora.dropout", "1"), ["lora.dropout is 1.0", "below 1"]),
+        (("tiny", *NEEDED, "--lora.dropout", "0.1"), ["lora.dropout is 0.1", "set lora.rank"]),
+        (("tiny", *NEEDED, "--lora.dora"), ["lora.dora is True", "set lora.rank"]),
+        (("tiny", *NEEDED, "--lora.base-quantization", "nf4"), ["'nf4'", "set lora.rank"]),
+        (("tiny", *NEEDED, "--lora.base-quantization", "fp4"), ["'fp4'", "'nf4'"]),
+        (("tiny", *NEEDED, "--lora.targets", "router"), ["'router'", "'experts'"]),
+        (("tiny", *NEEDED, "--lora.rnk", "4"), ["--lora.rnk", "mean --lora.rank?"]),
     ],
 )
 def test_a_mistake_is_one_line(capsys, argv, words):

@@ -12,7 +12,9 @@ import pytest
 from configs.schema import (
     BatchConfig,
     ConfigError,
+    DataConfig,
     DPOConfig,
+    LoRAConfig,
     PreferenceConfig,
     PreferenceLoss,
 )
@@ -161,3 +163,14 @@ def test_what_makes_no_sense_is_refused(settings, complaint):
 def test_ranks_of_a_batch_are_not_those_of_its_parts():
     with pytest.raises(ConfigError, match="aot ranks the pairs of a whole batch"):
         DPOConfig(loss=PreferenceConfig(types=("aot",)), batch=BatchConfig(rows=4, accumulation=2))
+
+
+def test_adapters_have_no_reference_that_moves():
+    with pytest.raises(ConfigError, match="the reference is the model without them"):
+        DPOConfig(loss=PreferenceConfig(sync_every=2), lora=LoRAConfig(rank=4))
+
+
+def test_packing_refuses_what_needs_rows_of_their_own():
+    for loss in (PreferenceConfig(ld_alpha=0.5), PreferenceConfig(types=("aot",))):
+        with pytest.raises(ConfigError, match="needs pairs in rows of their own"):
+            DPOConfig(loss=loss, data=DataConfig(packing=True))

@@ -231,6 +231,8 @@ def test_dpo_with_packed_pairs(model_folder, dpo_file, tmp_path, capsys):
     [
         ([], 100, 100, False, "one pass over 100 pairs"),
         ([], 1000, 100, True, "the run visits 100 of 1000 pairs"),
+        (["--lora.rank", "4"], 100, 100, True, "the base without its adapters"),
+        (["--lora.rank", "4"], 100, 300, False, "one pass over 100 pairs"),
         (["--loss.reference", "precomputed"], 1000, 100, False, "as loss.reference says"),
         (["--loss.reference", "live"], 10, 100, True, "as loss.reference says"),
     ],
