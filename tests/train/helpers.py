@@ -89,4 +89,5 @@ def assert_trees_close(actual: Any, expected: Any, relative: float) -> None:
         want, got = np.asarray(want), np.asarray(got)
         scale = np.abs(want).max()
         where = jax.tree_util.keystr(path)
-        assert np.abs(got - want).max() <= relative * scale + 1e-9, (where, scale)
+        far = np.abs(got - want).max()
+        assert far <= relative * scale + 1e-9, f"{where}: {far:.3g} of {scale:.3g}"

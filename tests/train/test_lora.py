@@ -111,7 +111,8 @@ def test_fresh_adapters_change_no_bit(name):
     [
         *((name, "none", {}) for name in TINY),
         *((name, "full", {}) for name in TINY),
-        ("tiny-ple", "dots", {"dora": True, "rslora": True}),
+        # As strong as the others: 3 / sqrt(4) is 6 / 4.
+        ("tiny-ple", "dots", {"dora": True, "rslora": True, "alpha": 3.0}),
         ("tiny-dense", "full", {"dora": True}),
     ],
 )
