@@ -392,6 +392,23 @@ class LoRAConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """Training of mixture-of-experts routers; without effect on models that have none."""
+
+    balance_loss: float = 0.0
+    """Weight of the loss that spreads tokens evenly over experts (1e-2 is usual from scratch)."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser of router logits (1e-3 is usual from scratch)."""
+    freeze: bool = False
+    """Leave routers as they are: what fine-tuning on little data should do."""
+
+    def __post_init__(self) -> None:
+        for name in ("balance_loss", "z_loss"):
+            value = getattr(self, name)
+            _check(0 <= value < float("inf"), f"router.{name}", value, "at least 0 and finite")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What SFT and DPO have in common."""
 
@@ -399,6 +416,7 @@ class TrainConfig:
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoRAConfig = LoRAConfig()
+    router: RouterConfig = RouterConfig()
     run: RunConfig = RunConfig()
     seed: int = 0
     """Seed of initialisation, data order and everything else that is random."""

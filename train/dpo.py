@@ -80,7 +80,9 @@ def run(config: DPOConfig) -> int:
         start=start,
         workdir=workdir,
         source=source,
-        loss_fn=make_dpo_loss(start.module, start.config, config.loss, live=live),
+        loss_fn=make_dpo_loss(
+            start.module, start.config, config.loss, live=live, router=config.router
+        ),
         initial=initial,
         frozen=frozen,
         sync_every=config.loss.sync_every,

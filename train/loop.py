@@ -92,7 +92,7 @@ def fit(task: Task) -> int:
     """
     config, workdir = task.config, task.workdir
     total = total_steps(config, len(task.source))
-    optimizer = make_optimizer(config.optim, total)
+    optimizer = make_optimizer(config.optim, total, config.router.freeze)
     step_fn = make_train_step(
         task.loss_fn,
         optimizer,

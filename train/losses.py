@@ -18,17 +18,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from configs.schema import PreferenceConfig, SFTLossConfig
+from configs.schema import PreferenceConfig, RouterConfig, SFTLossConfig
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.logprobs import TokenScores, token_logprobs, token_scores
 from train.branches import branch_sums
 from train.preference import Pairs, preference_losses, preference_metrics
+from train.routing import freeze_router, routing_loss
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
 # What is averaged: (sum, weight); the mean is sum / weight once all micro-batches are added.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-PLAIN_SFT = SFTLossConfig()
+PLAIN_SFT, PLAIN_ROUTER = SFTLossConfig(), RouterConfig()
 # float32 [] by name: how much of something a whole step has.
 Totals = Mapping[str, jax.Array]
 
@@ -56,9 +57,10 @@ class LossFn(Protocol):
 
 
 def batch_totals(batch: Batch) -> dict[str, jax.Array]:
-    """What the loss terms divide by, float32 []: targets; of a batch of pairs, pairs and chosen_targets."""
+    """What the loss terms divide by, float32 []: tokens (padding is none) and targets; of a batch of pairs,
+    pairs and chosen_targets."""
     mask = batch["loss_mask"]
-    totals = {"targets": mask.sum()}
+    totals = {"targets": mask.sum(), "tokens": (batch["segment_ids"] > 0).sum()}
     if "branches" in batch:
         chosen = mask & (batch["branches"] == 1)
         totals |= {"pairs": batch["pair_mask"].sum(), "chosen_targets": chosen.sum()}
@@ -70,17 +72,23 @@ def batch_totals(batch: Batch) -> dict[str, jax.Array]:
 def _hidden(
     module: nn.Module, params: Params, batch: Batch, noise: jax.Array | None = None
 ) -> Float[Array, "B T D"]:
-    return cast(
-        jax.Array,
-        module.apply(
-            {"params": params},
-            batch["tokens"],
-            positions=batch["positions"],
-            segment_ids=batch["segment_ids"],
-            branches=batch.get("branches"),
-            noise=noise,
-        ),
+    return _pass(module, params, batch, noise, routing=False)[0]
+
+
+def _pass(
+    module: nn.Module, params: Params, batch: Batch, noise: jax.Array | None, routing: bool
+) -> tuple[jax.Array, Any]:
+    """Hidden states [B,T,D], and what the routers did if that is asked for."""
+    hidden, seen = module.apply(
+        {"params": params},
+        batch["tokens"],
+        positions=batch["positions"],
+        segment_ids=batch["segment_ids"],
+        branches=batch.get("branches"),
+        noise=noise,
+        mutable=["routing"] if routing else [],
     )
+    return cast(jax.Array, hidden), seen.get("routing", {})
 
 
 def batch_logprobs(
@@ -102,18 +110,30 @@ def batch_scores(
     params: Params,
     batch: Batch,
     noise: jax.Array | None = None,
-) -> TokenScores:
-    """What the model says about each target that counts, 0 elsewhere; float32 [B,T].
+) -> tuple[TokenScores, Any]:
+    """What the model says about each target that counts, 0 elsewhere, float32 [B,T]; what its routers did.
 
     noise: [B,T,D], added to the embeddings.
     """
-    return token_scores(
-        _hidden(module, params, batch, noise),
+    hidden, routing = _pass(module, params, batch, noise, routing=config.moe is not None)
+    scores = token_scores(
+        hidden,
         params["embed"]["table"],
         batch["targets"],
         softcap=config.logit_softcap,
         mask=batch["loss_mask"],
     )
+    return scores, routing
+
+
+def add_routing(
+    loss: Loss, routing: Any, config: ModelConfig, router: RouterConfig, totals: Totals
+) -> Loss:
+    """`loss` with those of the routers, if the model has any."""
+    if config.moe is None:
+        return loss
+    value, metrics = routing_loss(routing, config, router, totals["tokens"])
+    return Loss(value=loss.value + value, metrics=loss.metrics | metrics)
 
 
 def neftune_noise(
@@ -129,16 +149,20 @@ def neftune_noise(
 
 
 def make_sft_loss(
-    module: nn.Module, config: ModelConfig, loss: SFTLossConfig = PLAIN_SFT
+    module: nn.Module,
+    config: ModelConfig,
+    loss: SFTLossConfig = PLAIN_SFT,
+    router: RouterConfig = PLAIN_ROUTER,
 ) -> LossFn:
-    """Mean negative log-likelihood per target token, and what `loss` adds; over batches of arrays [B,T]."""
+    """Mean negative log-likelihood per target token, and what `loss` and `router` add; over arrays [B,T]."""
 
     def loss_fn(params: Params, batch: Batch, totals: Totals, key: jax.Array, frozen: Any) -> Loss:
         del frozen
         noise = None
         if loss.neftune_alpha:
             noise = neftune_noise(key, batch["segment_ids"], config.d_model, loss.neftune_alpha)
-        scores = batch_scores(module, config, params, batch, noise)
+        params = freeze_router(params) if router.freeze else params
+        scores, routing = batch_scores(module, config, params, batch, noise)
         nll, smoothing = -scores.logprobs.sum(), loss.label_smoothing
         total = (1 - smoothing) * nll
         if smoothing:
@@ -153,7 +177,8 @@ def make_sft_loss(
             **({"nll": nll} if smoothing or loss.z_loss else {}),
         }
         metrics = {n: (jax.lax.stop_gradient(value), targets) for n, value in per_target.items()}
-        return Loss(value=total / totals["targets"], metrics=metrics)
+        found = Loss(value=total / totals["targets"], metrics=metrics)
+        return add_routing(found, routing, config, router, totals)
 
     return loss_fn
 
@@ -207,7 +232,12 @@ def sequence_logprobs(
 
 
 def make_dpo_loss(
-    module: nn.Module, config: ModelConfig, loss: PreferenceConfig, *, live: bool
+    module: nn.Module,
+    config: ModelConfig,
+    loss: PreferenceConfig,
+    *,
+    live: bool,
+    router: RouterConfig = PLAIN_ROUTER,
 ) -> LossFn:
     """The weighted terms of `loss`, over batches of arrays [B,2,T] or of packed pairs.
 
@@ -218,14 +248,16 @@ def make_dpo_loss(
 
     def loss_fn(params: Params, batch: Batch, totals: Totals, key: jax.Array, frozen: Any) -> Loss:
         del key
-        scores = batch_scores(module, config, params, _rows(batch))
+        params = freeze_router(params) if router.freeze else params
+        scores, routing = batch_scores(module, config, params, _rows(batch))
         if live:
             reference = jax.lax.stop_gradient(
                 sequence_logprobs(module, config, frozen, batch, loss.ld_alpha)
             )
         else:
             reference = batch["reference_logprobs"].reshape(-1, 2)
-        return pair_loss(scores, reference, batch, totals, loss)
+        found = pair_loss(scores, reference, batch, totals, loss)
+        return add_routing(found, routing, config, router, totals)
 
     return loss_fn
 

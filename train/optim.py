@@ -15,6 +15,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from configs.schema import OptimConfig
+from train.routing import is_router
 
 # Axes that a product with a projection sums over, and those it gives, counted from the end. What stands
 # before them (repeats, layers of a run, experts) numbers matrices of their own.
@@ -59,6 +60,11 @@ def decay_mask(params: Any) -> Any:
     )
 
 
+def router_mask(params: Any) -> Any:
+    """Tree of bools like `params`: True for the parts of routers."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_router(path), params)
+
+
 def matrix_axes(params: Any) -> Any:
     """Tree like `params`: what Muon takes for rows and columns of a leaf; None where AdamW is used."""
 
@@ -73,11 +79,17 @@ def matrix_axes(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `steps` updates; its state is float32 whatever the parameters are."""
+def make_optimizer(
+    config: OptimConfig, steps: int, freeze_router: bool = False
+) -> optax.GradientTransformation:
+    """The optimiser of a run of `steps` updates; its state is float32 whatever the parameters are.
+
+    freeze_router: routers stay as they are, decay included.
+    """
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         _update_rule(config, make_schedule(config, steps)),
+        optax.masked(optax.set_to_zero(), router_mask) if freeze_router else optax.identity(),
     )
 
     def init(params: Any) -> optax.OptState:

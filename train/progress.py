@@ -17,6 +17,7 @@ _SHORT = {
     "memory_gib": "GiB",
 }
 _TROUBLE = ("bad_steps", "skipped")
+_TOO_MANY = "moe/load/"  # one number an expert: for files, not for a line
 
 
 class Reporter:
@@ -58,7 +59,7 @@ class Reporter:
         shown = [
             f"{_SHORT.get(name, name)} {_number(values[name])}"
             for name in names
-            if values[name] or name not in _TROUBLE
+            if (values[name] or name not in _TROUBLE) and not name.startswith(_TOO_MANY)
         ]
         self.line(f"step {step}/{self._total}  {'  '.join(shown)}  ETA {self.eta()}")
 

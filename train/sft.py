@@ -59,7 +59,7 @@ def run(config: SFTConfig) -> int:
         start=start,
         workdir=workdir,
         source=source,
-        loss_fn=make_sft_loss(start.module, start.config, config.loss),
+        loss_fn=make_sft_loss(start.module, start.config, config.loss, config.router),
         initial=start.load,
         prompts=first_prompts(
             (prepared.sequence(i) for i in range(len(prepared.lengths))),

@@ -203,7 +203,9 @@ class Block(nn.Module):
         branch = mlp(self._norm("pre_ffw_norm", x))
         if self.config.moe is not None:
             experts = MoE(self.config, self.dtype, self.grouped_matmul, name="moe")
-            routed = experts(x, self._norm("pre_moe_norm", x))
+            segment = context.facts.segment
+            real = None if segment is None else segment > 0
+            routed = experts(x, self._norm("pre_moe_norm", x), real)
             branch = self._norm("post_mlp_norm", branch) + self._norm("post_moe_norm", routed)
         x = x + self._post_norm("post_ffw_norm", branch)
 
@@ -297,7 +299,7 @@ class PatternBlock(nn.Module):
             target = nn.remat(target, policy=policy, prevent_cse=once)
         return nn.scan(
             target,
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, "routing": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=run.length,

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.layers import constant, fan_in, gelu, param, rms_normalize
@@ -62,6 +62,28 @@ def experts(
     return jnp.einsum("ma,mad->md", weights, by_token.astype(jnp.float32)).astype(x.dtype)
 
 
+def routing_sums(
+    logits: Float[Array, "M E"],
+    probabilities: Float[Array, "M E"],
+    index: Int[Array, "M A"],
+    real: Float[Array, " M"],
+) -> dict[str, Array]:
+    """What losses and logs ask of a layer's router, summed over real tokens, float32.
+
+    chosen [E]: how often each expert was; probabilities [E]; z []: squared log-normalisers; tokens [].
+    """
+    chosen = jnp.bincount(
+        index.reshape(-1), weights=jnp.repeat(real, index.shape[-1]), length=logits.shape[-1]
+    )
+    normalizers = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    return {
+        "chosen": chosen,
+        "probabilities": (probabilities * real[:, None]).sum(0),
+        "z": (jnp.square(normalizers) * real).sum(),
+        "tokens": real.sum(),
+    }
+
+
 class MoE(nn.Module):
     """Router and experts of one layer."""
 
@@ -71,9 +93,15 @@ class MoE(nn.Module):
 
     @nn.compact
     def __call__(
-        self, stream: Float[Array, "B T D"], normed: Float[Array, "B T D"]
+        self,
+        stream: Float[Array, "B T D"],
+        normed: Float[Array, "B T D"],
+        real: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """stream: the residual stream, which the router reads; normed: what the experts read."""
+        """stream: the residual stream, which the router reads; normed: what the experts read.
+
+        real: False for padding, which `routing_sums` leave out.
+        """
         moe = self.config.moe
         assert moe is not None
         d_model, num, width = stream.shape[-1], moe.num_experts, moe.d_ff
@@ -99,6 +127,10 @@ class MoE(nn.Module):
         self.sow("intermediates", "router_probs", probabilities)
         self.sow("intermediates", "topk_weight", weights)
         self.sow("intermediates", "topk_index", index)
+        if self.is_mutable_collection("routing"):
+            count = jnp.ones(rows.shape[0]) if real is None else real.reshape(-1)
+            sums = routing_sums(logits, probabilities, index, count.astype(jnp.float32))
+            self.sow("routing", "sums", sums, init_fn=lambda: None, reduce_fn=lambda _, new: new)
         rows = normed.reshape(-1, d_model)
         out = experts(rows, weights, index, gate, up, down, self.grouped_matmul, dtype=self.dtype)
         return out.reshape(stream.shape)

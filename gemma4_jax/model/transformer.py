@@ -273,7 +273,7 @@ def _scanned(segment: Segment) -> Any:
     """PatternBlock scanned over the repeats of a segment."""
     return nn.scan(
         PatternBlock,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "routing": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, nn.broadcast, 0, 0),
         length=segment.repeats,

@@ -71,7 +71,7 @@ class Case:
         rows = {name: x.reshape(-1, shape[-1]) for name, x in self.batch.items()}
 
         def logprobs(params):
-            scores = batch_scores(module, config, params, rows)
+            scores, _ = batch_scores(module, config, params, rows)
             return scores.logprobs, scores
 
         @jax.jit
@@ -146,6 +146,8 @@ def test_loss_metrics_and_gradients(case):
     assert float(optax.tree.norm(grads)) == pytest.approx(expected["grad_norm"], rel=RELATIVE)
     assert_norms(norms(case.policy.config, grads), case.expected["param_grad_norms"])
     for name, (total, weight) in loss.metrics.items():
+        if name.startswith("moe/"):  # TRL says nothing of loads
+            continue
         expected = case.expected["metrics"][name]
         assert float(total / weight) == pytest.approx(expected, rel=RELATIVE, abs=1e-5), name
     assert set(case.expected["metrics"]) - set(loss.metrics) == {"num_tokens"}

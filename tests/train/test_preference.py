@@ -54,7 +54,13 @@ def value(loss, part=slice(None), given=None):
     rows = jax.tree.map(lambda x: x.reshape(-1, TOKENS), scores)
     names = ("tokens", "targets", "segment_ids", "positions")
     cut = dict.fromkeys(names, jnp.ones_like(here, jnp.int32)) | {"loss_mask": here}
-    return pair_loss(rows, reference, cut, batch_totals({"loss_mask": mask}), loss)
+    return pair_loss(
+        rows,
+        reference,
+        cut,
+        batch_totals({"loss_mask": mask, "segment_ids": mask.astype(jnp.int32)}),
+        loss,
+    )
 
 
 def test_the_configuration_knows_the_losses_there_are():

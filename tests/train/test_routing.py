@@ -1,0 +1,123 @@
+"""Router losses against a plain reading of their formulas, frozen routers, and loads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.schema import OptimConfig, PreferenceConfig, RouterConfig
+from train.losses import batch_totals, make_dpo_loss, make_sft_loss
+from train.optim import make_optimizer, make_schedule
+from train.step import accumulate, init_state, make_train_step
+
+from .helpers import random_batch, random_pairs, tiny
+
+KEY = jax.random.key(0)
+
+
+def values(loss_fn, params, batch, accumulation=1):
+    run = jax.jit(lambda p, b: accumulate(loss_fn, accumulation, p, b, KEY, None))
+    return run(params, batch)
+
+
+def by_hand(config, module, params, batch):
+    """(balance, z, load [E]) from the router's sown probabilities and indices, layer by layer."""
+    _, seen = module.apply(
+        {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"],
+        mutable=["intermediates"],
+    )  # fmt: skip
+    real = np.asarray(batch["segment_ids"] > 0).reshape(-1)
+    balance, load = [], []
+    for segment in seen["intermediates"].values():
+        for slot in segment.values():
+            if "moe" not in slot:
+                continue
+            (probabilities,), (index,) = slot["moe"]["router_probs"], slot["moe"]["topk_index"]
+            for p, i in zip(
+                np.asarray(probabilities).reshape(-1, real.size, probabilities.shape[-1]),
+                np.asarray(index).reshape(-1, real.size, index.shape[-1]),
+                strict=True,
+            ):
+                counts = np.bincount(i[real].reshape(-1), minlength=p.shape[-1])
+                shares = counts / counts.sum()
+                balance.append(p.shape[-1] * (shares * p[real].mean(0)).sum())
+                load.append(p.shape[-1] * shares)
+    assert len(balance) == config.num_layers
+    return np.mean(balance), np.mean(load, axis=0)
+
+
+def test_balance_and_load_without_padding():
+    config, module, params = tiny("tiny-moe")
+    batch = random_batch(3, 24, config.vocab_size)
+    assert not (batch["segment_ids"] > 0).all()
+    plain, _ = values(make_sft_loss(module, config), params, batch)
+    balance, load = by_hand(config, module, params, batch)
+    found = {name: float(total / weight) for name, (total, weight) in plain.metrics.items()}
+    assert found["moe/balance"] == pytest.approx(balance, rel=1e-5)
+    for expert, wanted in enumerate(load):
+        assert found[f"moe/load/{expert}"] == pytest.approx(wanted, rel=1e-5)
+    assert np.mean(load) == pytest.approx(1)
+    assert found["moe/load_min"] <= 1 <= found["moe/load_max"]
+
+    router = RouterConfig(balance_loss=0.3, z_loss=0.02)
+    loss, grads = values(make_sft_loss(module, config, router=router), params, batch)
+    extra = 0.3 * found["moe/balance"] + 0.02 * found["moe/z"]
+    assert float(loss.value) == pytest.approx(float(plain.value) + extra, rel=1e-5)
+    # What other tokens stand behind padding is nobody's business.
+    padded = dict(batch) | {"tokens": jnp.where(batch["segment_ids"] > 0, batch["tokens"], 7)}
+    again, _ = values(make_sft_loss(module, config, router=router), params, padded)
+    assert float(again.value) == pytest.approx(float(loss.value), rel=1e-6)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_a_step_down_the_balance_loss_evens_the_load():
+    config, module, params = tiny("tiny-moe")
+    batch = random_batch(4, 24, config.vocab_size)
+    router = RouterConfig(balance_loss=1.0)
+
+    def balance(params):
+        found = make_sft_loss(module, config, router=router)(
+            params, batch, batch_totals(batch), KEY, None
+        )
+        plain = make_sft_loss(module, config)(params, batch, batch_totals(batch), KEY, None)
+        return found.value - plain.value
+
+    before, grads = jax.jit(jax.value_and_grad(balance))(params)
+    after = jax.jit(balance)(jax.tree.map(lambda p, g: p - 0.02 * g, params, grads))
+    assert 1 < float(after) < float(before)
+
+
+def test_micro_batches_weigh_by_their_tokens():
+    config, module, params = tiny("tiny-moe")
+    batch = random_batch(4, 24, config.vocab_size)
+    router = RouterConfig(balance_loss=1.0)
+    loss_fn = make_sft_loss(module, config, router=router)
+    split, _ = values(loss_fn, params, batch, accumulation=4)
+    tokens = np.asarray((batch["segment_ids"] > 0).sum(-1), float)
+    parts = [
+        by_hand(config, module, params, {n: x[i : i + 1] for n, x in batch.items()})
+        for i in range(4)
+    ]
+    total, weight = split.metrics["moe/balance"]
+    wanted = np.average([balance for balance, _ in parts], weights=tokens)
+    assert float(total / weight) == pytest.approx(wanted, rel=1e-5)
+    plain, _ = values(make_sft_loss(module, config), params, batch)
+    assert float(split.value) == pytest.approx(float(plain.value) + wanted, rel=1e-5)
+
+
+def test_a_frozen_router_stays_bit_for_bit_while_experts_learn():
+    config, module, params = tiny("tiny-moe")
+    router = RouterConfig(freeze=True, balance_loss=1.0)
+    optim = OptimConfig(peak_lr=1e-2, warmup_fraction=0, weight_decay=0.1)
+    optimizer = make_optimizer(optim, 10, freeze_router=True)
+    loss_fn = make_dpo_loss(module, config, PreferenceConfig(), live=False, router=router)
+    step = make_train_step(loss_fn, optimizer, make_schedule(optim, 10))
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer, 0)
+    state, _ = step(state, random_pairs(2, 24, config.vocab_size), None)
+
+    def compare(path, before, after):
+        name = path[-1].key
+        still = name in ("router_proj", "router_scale", "expert_scale", "layer_scalar")
+        assert np.array_equal(before, after) == still, path
+
+    jax.tree_util.tree_map_with_path(compare, params, state.params)
