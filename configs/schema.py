@@ -69,6 +69,8 @@ class DataConfig:
     mixture: tuple[str, ...] = ()
     """Instead of path: several of those as WEIGHT:PATH, such as 0.7:math.jsonl 0.3:chat/; weights are shares
     of the rows trained on (with packing: of the packed sequences)."""
+    validation: tuple[str, ...] = ()
+    """Held-out files or folders: their loss is measured with every checkpoint, each under its own name."""
     max_length: int = 2048
     """Longest row in tokens, prompt included."""
     packing: bool = False
@@ -418,11 +420,19 @@ class TrainConfig:
     lora: LoRAConfig = LoRAConfig()
     router: RouterConfig = RouterConfig()
     run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
     seed: int = 0
     """Seed of initialisation, data order and everything else that is random."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2**31 - 1")
+        if self.run.keep_best:
+            _check(
+                bool(self.data.validation),
+                "run.keep_best",
+                self.run.keep_best,
+                "0 without data.validation: the best is that of the smallest validation loss",
+            )
         if self.optim.stochastic_rounding:
             _check(
                 self.model.param_dtype == "bfloat16",
@@ -436,7 +446,6 @@ class TrainConfig:
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning on the assistant turns of dialogues."""
 
-    data: DataConfig = DataConfig()
     loss: SFTLossConfig = SFTLossConfig()
 
 
@@ -444,7 +453,6 @@ class SFTConfig(TrainConfig):
 class DPOConfig(TrainConfig):
     """Direct preference optimisation on pairs of a chosen and a rejected answer."""
 
-    data: DataConfig = DataConfig()
     loss: PreferenceConfig = PreferenceConfig()
 
     def __post_init__(self) -> None:

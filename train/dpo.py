@@ -26,7 +26,7 @@ def run(config: DPOConfig) -> int:
 
     from gemma4_jax.data.encode import dpo_encoder
     from train import lora
-    from train.data.mixture import prepare_data
+    from train.data.mixture import Sequences, prepare_data, prepare_validation
     from train.data.pipeline import PairRows
     from train.data.shared_prefix import SharedPrefixRows
     from train.loop import Task, fit, total_steps
@@ -40,24 +40,27 @@ def run(config: DPOConfig) -> int:
     data = config.data
     start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
     family = start.config.family
-    prepared = prepare_data(
-        data,
-        dpo_encoder(start.tokenizer, family, data.thoughts),
-        workdir.cache,
-        settings={
-            "task": "dpo",
-            "tokenizer": tokenizer_fingerprint(start.tokenizer),
-            "family": family,
-        },
-    )
+    encode = dpo_encoder(start.tokenizer, family, data.thoughts)
+    settings = {
+        "task": "dpo",
+        "tokenizer": tokenizer_fingerprint(start.tokenizer),
+        "family": family,
+    }
+    prepared = prepare_data(data, encode, workdir.cache, settings)
+    held_out = prepare_validation(data, encode, workdir.cache, settings)
     workdir.open_data(prepared.fingerprint, prepared.summary)
     print(prepared.summary)
-    pairs = PairRows(prepared, data.max_length)
+
+    def rows(sequences: Sequences, logprobs: np.ndarray | None = None) -> PairRows:
+        return PairRows(sequences, data.max_length, logprobs)
+
+    pairs = rows(prepared)
+    validation = {name: rows(found) for name, found in held_out.items()}
 
     def examples(logprobs: np.ndarray | None = None) -> PairRows | SharedPrefixRows:
         if data.packing:
             return SharedPrefixRows(prepared, data.max_length, config.seed, logprobs)
-        return PairRows(prepared, data.max_length, logprobs)
+        return rows(prepared, logprobs)
 
     source = examples()
     if isinstance(source, SharedPrefixRows):
@@ -73,8 +76,13 @@ def run(config: DPOConfig) -> int:
         check_live(workdir.reference, frozen, workdir.has_checkpoint())
     else:
         # Each pair in rows of its own: the numbers do not depend on how pairs are packed.
-        logprobs, initial = precomputed(start, pairs, config, workdir, prepared.fingerprint)
-        source, frozen = examples(logprobs), None
+        everything = {prepared.fingerprint: pairs}
+        everything |= {found.fingerprint: rows(found) for found in held_out.values()}
+        logprobs, initial = precomputed(start, everything, config, workdir)
+        source, frozen = examples(logprobs[prepared.fingerprint]), None
+        validation = {
+            name: rows(found, logprobs[found.fingerprint]) for name, found in held_out.items()
+        }
     task = Task(
         config=config,
         start=start,
@@ -93,6 +101,7 @@ def run(config: DPOConfig) -> int:
             config.run.samples,
         ),
         data=prepared.summary,
+        validation=validation,
         plots=("loss", "rewards/margins", "rewards/accuracies"),
         forwards=float(live),
     )

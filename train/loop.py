@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from gemma4_jax.build import Model, build, dtype_named
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params
 from train import metrics, samples
-from train.checkpointer import Checkpointer
+from train.checkpointer import BEST, Checkpointer
 from train.data.pipeline import Batches, Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
@@ -31,6 +31,7 @@ from train.report import write_report
 from train.start import Start
 from train.step import StepOptions, TrainState, init_state, make_train_step
 from train.throughput import Profiler, peak_flops, peak_memory, training_flops
+from train.validation import Validation
 from train.watchdog import Watchdog
 from train.workdir import Workdir
 
@@ -44,8 +45,10 @@ class Task:
     sync_every, sync_alpha: how a reference in the train state follows the policy (TR-DPO).
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
     prompts: to be answered before training and after. data: one line about the data, for the report.
-    abstract: shapes of the trained parameters, None: those of the model. whole: trained parameters -> the
-    model's. save_adapter: writes trained parameters that are not a whole model into a folder.
+    validation: held-out sources by name; validation_loss_fn: their loss, None: that of training.
+    perplexity: exp of it is one. abstract: shapes of the trained parameters, None: those of the model.
+    whole: trained parameters -> the model's. save_adapter: writes trained parameters that are not a whole
+    model into a folder.
     """
 
     config: AnyConfig
@@ -61,6 +64,9 @@ class Task:
     forwards: float = 0.0
     prompts: Sequence[samples.Prompt] = ()
     data: str = ""
+    validation: Mapping[str, Source] = field(default_factory=dict)
+    validation_loss_fn: LossFn | None = None
+    perplexity: bool = False
     abstract: Params | None = None
     whole: Callable[[Params], Params] = lambda params: params
     save_adapter: Callable[[Params, Path], None] | None = None
@@ -117,6 +123,7 @@ def fit(task: Task) -> int:
     log = metrics.MetricsFile(workdir.metrics, done)
     board = metrics.TensorBoard(workdir.tensorboard) if config.run.tensorboard else None
     profiler = Profiler(workdir.profile, config.run.profile_at, config.run.profile_steps)
+    validation = _validation(task)
     if done == 0:
         _sample(task, state, reporter.line)
     with Interrupts() as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
@@ -142,14 +149,23 @@ def fit(task: Task) -> int:
                 bad_steps, before = values["bad_steps"], batch
                 reporter.advance(step)
                 watchdog.beat()
-                if step % config.run.log_every == 0 or step == total:
+                last = step == total
+                saving = interrupts.requested or last or step % config.run.save_every == 0
+                row: dict[str, float] = {}
+                if last or step % config.run.log_every == 0:
                     row = window.close(step) | {"memory_gib": peak_memory()}
+                # A signal leaves little time: that checkpoint goes without a validation.
+                if saving and validation is not None and not interrupts.requested:
+                    window.pause()
+                    row |= validation(_exported(state), _reads(task, state))
+                    window.resume()
+                if row:
                     log.write(step, row)
                     if board is not None:
                         board.write(step, row)
                     reporter.metrics(step, row)
-                if interrupts.requested or step == total or step % config.run.save_every == 0:
-                    checkpointer.save(step, state, iterator)
+                if saving:
+                    checkpointer.save(step, state, iterator, row.get(BEST))
                     watchdog.pause()
                 if interrupts.requested:
                     break
@@ -213,6 +229,26 @@ def _stop_if_diverged(
     )
 
 
+def _validation(task: Task) -> Validation | None:
+    if not task.validation:
+        return None
+    batch = task.config.batch
+    loss_fn = task.validation_loss_fn or task.loss_fn
+    return Validation(task.validation, loss_fn, batch.rows // batch.accumulation, task.perplexity)
+
+
+def _exported(state: TrainState) -> Params:
+    """The parameters that a run gives away: their moving average if it keeps one."""
+    if state.average is None:
+        return state.params
+    return jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, state.params)
+
+
+def _reads(task: Task, state: TrainState) -> Any:
+    """What the loss reads and does not train."""
+    return task.frozen if state.reference is None else state.reference
+
+
 def _model(task: Task, params: Params) -> Model:
     start = task.start
     whole = task.whole(params)
@@ -248,8 +284,8 @@ def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     say(f"report {write_report(workdir, config, about, task.prompts)}")
     if not config.run.export_huggingface:
         return
+    params = _exported(state)
     if state.average is not None:
-        params = jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, params)
         say(f"exported: the moving average of the parameters ({config.optim.average_decay})")
     if task.save_adapter is not None:
         task.save_adapter(params, workdir.adapter)

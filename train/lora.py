@@ -93,6 +93,9 @@ def adapted(task: Task) -> Task:
     return replace(
         task,
         loss_fn=adapted_loss(task.loss_fn, lora),
+        validation_loss_fn=adapted_loss(
+            task.validation_loss_fn or task.loss_fn, replace(lora, dropout=0.0)
+        ),
         initial=lambda: init_adapters(model, lora, task.config.seed, base),
         frozen=base,
         abstract=abstract_adapters(model, lora),

@@ -54,6 +54,7 @@ class Window:
         self._tokens = 0
         self._waits: list[float] = []
         self._start: float | None = None
+        self._spent = 0.0
 
     def add(
         self, batch: Mapping[str, np.ndarray], metrics: Mapping[str, Any], waited: float = 0.0
@@ -70,6 +71,16 @@ class Window:
         else:
             self._tokens += int((batch["segment_ids"] > 0).sum())
             self._waits.append(waited)
+
+    def resume(self) -> None:
+        """Time from now on counts again: what lay before was no step."""
+        if self._start is not None:
+            self._start = time.monotonic() - self._spent
+
+    def pause(self) -> None:
+        """What comes next is no step (a validation)."""
+        if self._start is not None:
+            self._spent = time.monotonic() - self._start
 
     def close(self, step: int) -> dict[str, float]:
         """Row of metrics: counters and rates of the last step, means of everything else.

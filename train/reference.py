@@ -6,7 +6,7 @@ Not here: the forward pass itself (losses.py).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -96,26 +96,33 @@ def choose_reference(config: DPOConfig, pairs: int, visits: int) -> tuple[bool, 
 
 
 def precomputed(
-    start: Start, source: PairRows, config: DPOConfig, workdir: Workdir, data: str
-) -> tuple[np.ndarray, Callable[[], Params]]:
+    start: Start, sources: Mapping[str, PairRows], config: DPOConfig, workdir: Workdir
+) -> tuple[dict[str, np.ndarray], Callable[[], Params]]:
     """Log-probabilities of a run's pairs, and what makes its initial parameters.
 
-    data: fingerprint of the pairs. Parameters that were loaded for the pass are those that training
-    starts from: there is never a second copy, and after the first checkpoint none is loaded at all.
+    sources: pairs by the fingerprint of their data; the results have the same keys. Parameters that were
+    loaded for the pass are those that training starts from: there is never a second copy, and after the first
+    checkpoint none is loaded at all.
     """
     tail = "" if config.loss.ld_alpha is None else f"-ld{config.loss.ld_alpha!r}"
-    folder, fingerprint = workdir.reference, f"{data}-{config.model.compute_dtype}{tail}"
+    names = {data: f"{data}-{config.model.compute_dtype}{tail}" for data in sources}
     resuming = workdir.has_checkpoint()
+    found: dict[str, np.ndarray] = {}
     if resuming:
-        logprobs = read_reference(folder, fingerprint, len(source))
-        if logprobs is not None:
-            return logprobs, start.load
+        for data, source in sources.items():
+            logprobs = read_reference(workdir.reference, names[data], len(source))
+            if logprobs is not None:
+                found[data] = logprobs
+        if len(found) == len(sources):
+            return found, start.load
     params = start.load()
     forward = reference_pass(start.module, start.config, config.loss.ld_alpha)
     rows = config.batch.rows // config.batch.accumulation
-    logprobs = precompute(forward, params, source, rows, folder, fingerprint)
+    for data, source in sources.items():
+        if data not in found:
+            found[data] = precompute(forward, params, source, rows, workdir.reference, names[data])
     # `pop` hands the parameters over and keeps no reference to them.
-    return logprobs, start.load if resuming else [params].pop
+    return found, start.load if resuming else [params].pop
 
 
 def check_live(folder: Path, params: Params, resuming: bool) -> None:

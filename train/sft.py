@@ -24,7 +24,7 @@ def run(config: SFTConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
     from gemma4_jax.data.encode import sft_encoder
     from train import lora
-    from train.data.mixture import prepare_data
+    from train.data.mixture import Sequences, prepare_data, prepare_validation
     from train.data.pipeline import PackedRows, SFTRows, Source
     from train.loop import Task, fit
     from train.losses import make_sft_loss
@@ -36,24 +36,25 @@ def run(config: SFTConfig) -> int:
     data = config.data
     start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
     family = start.config.family
-    prepared = prepare_data(
-        data,
-        sft_encoder(start.tokenizer, family, data.thoughts),
-        workdir.cache,
-        settings={
-            "task": "sft",
-            "tokenizer": tokenizer_fingerprint(start.tokenizer),
-            "family": family,
-        },
-    )
+    encode = sft_encoder(start.tokenizer, family, data.thoughts)
+    settings = {
+        "task": "sft",
+        "tokenizer": tokenizer_fingerprint(start.tokenizer),
+        "family": family,
+    }
+    prepared = prepare_data(data, encode, workdir.cache, settings)
     workdir.open_data(prepared.fingerprint, prepared.summary)
     print(prepared.summary)
-    source: Source
+
+    def examples(sequences: Sequences) -> Source:
+        if data.packing:
+            return PackedRows(sequences, data.max_length, config.seed)
+        return SFTRows(sequences, data.max_length)
+
+    source = examples(prepared)
     if data.packing:
-        source = PackedRows(prepared, data.max_length, config.seed)
         print(f"packed into {len(source)} sequences of {source.length}")
-    else:
-        source = SFTRows(prepared, data.max_length)
+    held_out = prepare_validation(data, encode, workdir.cache, settings)
     task = Task(
         config=config,
         start=start,
@@ -67,6 +68,9 @@ def run(config: SFTConfig) -> int:
             config.run.samples,
         ),
         data=prepared.summary,
+        validation={name: examples(found) for name, found in held_out.items()},
+        validation_loss_fn=make_sft_loss(start.module, start.config),
+        perplexity=True,
         plots=("loss", "grad_norm"),
     )
     return fit(lora.adapted(task))

@@ -31,6 +31,7 @@ _FREE = frozenset(
         "run.peak_tflops",
         "run.export_huggingface",
         "data.path",
+        "data.validation",
         "data.mixture",
         "data.workers",
         "data.cache_dir",

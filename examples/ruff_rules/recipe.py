@@ -35,12 +35,12 @@ class Recipe:
     vocab_size: int = 2048
     sft_length: int = 256
     sft_batch: int = 8
-    sft_epochs: float = 8.0
+    sft_epochs: float = 4.0
     sft_lr: float = 2e-3
     max_length: int = 192
     dpo_batch: int = 16
-    dpo_epochs: float = 3.0
-    dpo_lr: float = 2e-4
+    dpo_epochs: float = 2.0
+    dpo_lr: float = 1e-4
     beta: float = 0.1
 
     def fingerprint(self, rules: str) -> dict[str, Any]:

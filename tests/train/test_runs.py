@@ -9,20 +9,24 @@ import struct
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from configs import cli, dpo, sft
 from gemma4_jax import checkpoint
+from gemma4_jax.data.encode import sft_encoder
 from gemma4_jax.errors import UserError
 from tests.oracle.theirs import their_logits
 from train import dpo as train_dpo
 from train import metrics
 from train import sft as train_sft
+from train.data.sequences import fill
+from train.losses import batch_totals, make_sft_loss
 from train.reference import choose_reference
 
-from .conftest import sum_rows, write_rows
+from .conftest import sum_pairs, sum_rows, write_rows
 
 
 def configure(presets, model: Path, data: Path, work: Path, *flags: str):
@@ -209,6 +213,68 @@ def test_dpo_with_a_mix_of_losses_and_a_reference_that_follows(
     assert far["embed"]["table"]
     # The same command goes on, and only says that all is done.
     assert train_dpo.run(config) == 0
+
+
+def test_validation_source_by_source_and_the_best_is_kept(model_folder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", sum_rows(30))
+    near = write_rows(tmp_path / "near.jsonl", sum_rows(7))
+    far = write_rows(tmp_path / "far.jsonl", [
+        {"messages": [{"role": "user", "content": "and"}, {"role": "assistant", "content": "the of"}]}
+    ])  # fmt: skip
+    config = configure(
+        sft.PRESETS, model_folder, data, tmp_path / "run", "--run.save-every", "2",
+        *("--data.validation", str(near), str(far), "--run.keep", "1", "--run.keep-best", "1"),
+        *("--batch.rows", "4", "--loss.neftune-alpha", "5", "--loss.label-smoothing", "0.1"),
+        *("--optim.peak-lr", "0.02"),
+    )  # fmt: skip
+    assert train_sft.run(config) == 0
+    rows = {row["step"]: row for row in rows_of(tmp_path / "run")}
+    assert all(("validation_loss" in rows[step]) == (step % 2 == 0) for step in rows)
+    last = rows[6]
+    losses = [last["validation/near/loss"], last["validation/far/loss"]]
+    assert last["validation_loss"] == pytest.approx(sum(losses) / 2)
+    assert last["validation/near/perplexity"] == pytest.approx(np.exp(losses[0]))
+    assert losses[0] < losses[1]  # of what it was trained on it knows more
+
+    # The loss of all rows at once, without noise or smoothing.
+    model = checkpoint.load(tmp_path / "run" / "huggingface")
+    encode = sft_encoder(model.tokenizer, model.config.family, "keep")
+    examples = [e for row in sum_rows(7) for e in encode(row).examples]
+    batch = {n: jnp.asarray(np.stack(x)) for n, x in transpose(fill([e[0]], 64) for e in examples)}
+    loss = make_sft_loss(model.module, model.config)
+    wanted = loss(model.params, batch, batch_totals(batch), jax.random.key(0), None).value
+    assert losses[0] == pytest.approx(float(wanted), rel=1e-5)
+
+    best = min((2, 4, 6), key=lambda step: rows[step]["validation_loss"])
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {best, 6}
+
+
+def transpose(examples):
+    """Arrays of all examples by name."""
+    examples = list(examples)
+    return [(name, [example[name] for example in examples]) for name in examples[0]]
+
+
+def test_validation_of_pairs_with_adapters(model_folder, dpo_file, tmp_path):
+    held_out = write_rows(tmp_path / "held-out.jsonl", sum_pairs(5))
+    found = {}
+    for reference in ("precomputed", "live"):
+        config = configure(
+            dpo.PRESETS, model_folder, dpo_file, tmp_path / reference,
+            *("--data.validation", str(held_out), "--loss.reference", reference),
+            *("--lora.rank", "2", "--lora.dropout", "0.5", "--run.save-every", "3"),
+        )  # fmt: skip
+        assert train_dpo.run(config) == 0
+        found[reference] = rows_of(tmp_path / reference)
+    # Dropout is for training alone, and draws alike in both.
+    for step in (3, 6):
+        one, other = (found[name][step - 1]["validation_loss"] for name in found)
+        assert one == pytest.approx(other, rel=1e-4)
+    last = found["live"][-1]
+    assert last["validation_loss"] < np.log(2)
+    assert 0 <= last["validation/held-out/rewards/accuracies"] <= 1
+    assert "validation/held-out/perplexity" not in last
 
 
 def test_dpo_with_packed_pairs(model_folder, dpo_file, tmp_path, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 
 from configs.schema import DataConfig
 from gemma4_jax.data.encode import Encode, Sequence
+from gemma4_jax.errors import UserError
 from train.data.order import Part
 from train.data.prepared import Prepared, prepare
 
@@ -80,3 +81,32 @@ def prepare_data(
         for weight, path in data.sources()
     ]
     return Mixture(members) if data.mixture else members[0][1]
+
+
+def prepare_validation(
+    data: DataConfig, encode: Encode, cache_dir: str | Path, settings: Mapping[str, object]
+) -> dict[str, Prepared]:
+    """The held-out sources that `data` names, tokenised, by their own names.
+
+    Rows that are too long are cut or left out even where training data may have none: a measurement goes on.
+    """
+    names: dict[str, str] = {}
+    for path in data.validation:
+        name = Path(path).stem
+        if name in names:
+            raise UserError(
+                f"data.validation has two sources named {name!r} ({names[name]}, {path}): rename one"
+            )
+        names[name] = path
+    return {
+        name: prepare(
+            path,
+            encode,
+            max_length=data.max_length,
+            overlong="drop" if data.overlong == "error" else data.overlong,
+            cache_dir=cache_dir,
+            settings={**settings, "thoughts": data.thoughts},
+            on_error=data.on_error,
+        )
+        for name, path in names.items()
+    }
