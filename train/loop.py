@@ -6,6 +6,7 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,6 +136,7 @@ def fit(task: Task) -> int:
                 config.batch.rows / len(task.source),
                 jax.device_count(),
             )
+            stopping: signal.Signals | None = None
             bad_steps: Any = int(state.bad_steps)
             before: Mapping[str, Any] | None = None
             for step in range(done + 1, total + 1):
@@ -149,13 +151,15 @@ def fit(task: Task) -> int:
                 bad_steps, before = values["bad_steps"], batch
                 reporter.advance(step)
                 watchdog.beat()
-                last = step == total
-                saving = interrupts.requested or last or step % config.run.save_every == 0
+                # Read once: a signal that comes from here on is the next step's.
+                stopping, last = interrupts.requested, step == total
+                saving = stopping or last or step % config.run.save_every == 0
                 row: dict[str, float] = {}
+                watchdog.pause()
                 if last or step % config.run.log_every == 0:
                     row = window.close(step) | {"memory_gib": peak_memory()}
                 # A signal leaves little time: that checkpoint goes without a validation.
-                if saving and validation is not None and not interrupts.requested:
+                if saving and validation is not None and not stopping:
                     window.pause()
                     row |= validation(_exported(state), _reads(task, state))
                     window.resume()
@@ -166,8 +170,8 @@ def fit(task: Task) -> int:
                     reporter.metrics(step, row)
                 if saving:
                     checkpointer.save(step, state, iterator, row.get(BEST))
-                    watchdog.pause()
-                if interrupts.requested:
+                watchdog.resume()
+                if stopping:
                     break
             _stop_if_diverged(task, bad_steps, int(state.step), before)
         finally:
@@ -176,14 +180,14 @@ def fit(task: Task) -> int:
             iterator.close()
             if board is not None:
                 board.close()
-            checkpointer.close()
             reporter.close()
-    if interrupts.requested:
+            checkpointer.close()
+    if stopping:
         reporter.line(
-            f"stopped by {interrupts.requested.name} after step {int(state.step)}, saved; "
+            f"stopped by {stopping.name} after step {int(state.step)}, saved; "
             "the same command goes on from there"
         )
-        return 128 + interrupts.requested
+        return 128 + stopping
     _finish(task, state, reporter.line)
     return 0
 

@@ -26,7 +26,7 @@ class Watchdog:
         self._file, self._factor, self._shortest = file, factor, shortest
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._last = time.monotonic()
-        self._told = False
+        self._told = self._paused = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -45,8 +45,12 @@ class Watchdog:
         self._last, self._told = now, False
 
     def pause(self) -> None:
-        """What comes next is no step (a save, an evaluation): do not measure it."""
-        self._last = time.monotonic()
+        """What comes next is no step (a save, a validation) and may take its time."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Steps go on."""
+        self._last, self._paused = time.monotonic(), False
 
     @property
     def limit(self) -> float | None:
@@ -58,7 +62,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._shortest / 4)):
             limit, silent = self.limit, time.monotonic() - self._last
-            if limit is not None and silent > limit and not self._told:
+            if limit is not None and silent > limit and not (self._told or self._paused):
                 self._told = True
                 self._tell(silent)
 

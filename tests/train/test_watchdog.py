@@ -32,10 +32,12 @@ def test_the_first_steps_and_pauses_are_not_judged(tmp_path):
         assert dog.limit is None
         for _ in range(5):
             dog.beat()
-        time.sleep(0.04)
         dog.pause()
-        time.sleep(0.04)
-    assert not file.exists()
+        time.sleep(0.3)
+        assert not file.exists()
+        dog.resume()
+        time.sleep(0.3)
+        assert file.exists()
 
 
 def test_a_folder_that_is_gone_does_not_end_the_run(tmp_path, capfd):
