@@ -216,6 +216,8 @@ def test_packed_pairs_with_one_prompt_equal_separate_rows(name):
     one = loss_fn(params, separate, batch_totals(separate), KEY, None).metrics
     other = loss_fn(params, packed, batch_totals(packed), KEY, None).metrics
     for metric, (total, weight) in one.items():
+        if metric.startswith("moe/"):  # routers see each prompt once, and count it once
+            continue
         np.testing.assert_allclose(
             other[metric], (total, weight), rtol=1e-4, atol=1e-4, err_msg=metric
         )
