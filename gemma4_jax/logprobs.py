@@ -19,8 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma4_jax.model.layers import soft_cap
 
-# Numbers in one chunk of logits: 64 MiB in float32. Larger chunks gain no speed, only memory.
-_CHUNK_LOGITS = 2**24
+# A chunk of logits of so many numbers stays in a processor's cache (XLA:CPU, 16 MiB in float32), but never
+# fewer rows than make reading the table once a chunk worth it: an accelerator multiplies hundreds of rows in
+# the time that it reads a matrix.
+_CHUNK_LOGITS = 2**22
+_LEAST_ROWS = {"cpu": 64}
+_LEAST_ROWS_ON_ACCELERATORS = 512
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +54,7 @@ def token_logprobs(
     """log softmax(cap(hidden . table^T))[target], float32; 0 where `mask` is False.
 
     hidden: after the final norm. table: the tied embedding table. softcap: the final soft cap, or None.
-    chunk: positions taken at a time; by default as many as keep a chunk of logits at 64 MiB.
+    chunk: positions taken at a time; by default `default_chunk`.
     """
     (out,) = _masked(hidden, table, targets, softcap, mask, chunk, False)
     return out
@@ -71,6 +75,12 @@ def token_scores(
     return TokenScores(**dict(zip(names, found, strict=True)))
 
 
+def default_chunk(vocab_size: int) -> int:
+    """Positions taken at a time on this platform; of 262 144 entries 64 MiB on CPU, else 512 MiB."""
+    least = _LEAST_ROWS.get(jax.default_backend(), _LEAST_ROWS_ON_ACCELERATORS)
+    return max(least, _CHUNK_LOGITS // vocab_size)
+
+
 def _masked(
     hidden: Array,
     table: Array,
@@ -81,7 +91,7 @@ def _masked(
     scores: bool,
 ) -> list[Array]:
     shape, rows = targets.shape, targets.size
-    chunk = min(chunk or max(8, _CHUNK_LOGITS // table.shape[0]), rows)
+    chunk = min(chunk or default_chunk(table.shape[0]), rows)
     keep = jnp.ones((rows,), bool) if mask is None else mask.reshape(-1)
     found = _scored(
         (softcap, chunk, scores),

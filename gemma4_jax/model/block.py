@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.attention import KeyValues, attend, rotated_slice
-from gemma4_jax.model.layers import MLP, RMSNorm, constant, fan_in, gelu, param, rms_normalize
+from gemma4_jax.model.layers import MLP, RMSNorm, constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.layout import Run, Segment
 from gemma4_jax.model.moe import GroupedMatmul, MoE
 from gemma4_jax.model.rope import Rotation, rotate, rotation
@@ -242,7 +242,7 @@ class PerLayerInput(nn.Module):
         shape = (x.shape[-1], u.shape[-1])
         gate = param(self, "gate_proj", shape, ("embed", "per_layer_input"), fan_in(shape[0]))
         out = param(self, "out_proj", shape[::-1], ("per_layer_input", "embed"), fan_in(shape[1]))
-        mixed = gelu(project(x, gate, "btd,dp->btp", self.dtype)) * u
+        mixed = gated_gelu(project(x, gate, "btd,dp->btp", self.dtype), u)
         branch = project(mixed, out, "btp,pd->btd", self.dtype)
         scale = (2 * self.config.num_layers) ** -0.5
         return RMSNorm(self.config.norm_eps, initial_scale=scale, name="norm")(branch)

@@ -81,6 +81,31 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=True)
 
 
+@jax.custom_vjp
+def gated_gelu(gate: Float[Array, "*shape"], up: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """gelu(gate) * up. The backward pass keeps the two operands alone, not the tanh's many factors."""
+    return gelu(gate) * up
+
+
+def _gated_gelu_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return gated_gelu(gate, up), (gate, up)
+
+
+def _gated_gelu_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    gate, up = saved
+    x, g = gate.astype(jnp.float32), grad.astype(jnp.float32)
+    square = jnp.square(x)
+    bend, outer = 0.044715, math.sqrt(2 / math.pi)
+    t = jnp.tanh(outer * x * (1 + bend * square))
+    share = 0.5 * (1 + t)
+    slope = share + 0.5 * outer * x * (1 - jnp.square(t)) * (1 + 3 * bend * square)
+    d_gate = g * up.astype(jnp.float32) * slope
+    return d_gate.astype(gate.dtype), (g * x * share).astype(up.dtype)
+
+
+gated_gelu.defvjp(_gated_gelu_forward, _gated_gelu_backward)
+
+
 def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
     """cap * tanh(x / cap); x itself if cap is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
@@ -115,8 +140,9 @@ class MLP(nn.Module):
         gate = param(self, "gate_proj", inner, ("embed", "mlp"), fan_in(d_model))
         up = param(self, "up_proj", inner, ("embed", "mlp"), fan_in(d_model))
         down = param(self, "down_proj", inner[::-1], ("mlp", "embed"), fan_in(self.d_ff))
-        gated = gelu(project(x, gate, "btd,df->btf", self.dtype))
-        hidden = gated * project(x, up, "btd,df->btf", self.dtype)
+        hidden = gated_gelu(
+            project(x, gate, "btd,df->btf", self.dtype), project(x, up, "btd,df->btf", self.dtype)
+        )
         return project(hidden, down, "btf,fd->btd", self.dtype)
 
 

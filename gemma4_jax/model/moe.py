@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gemma4_jax.config import ModelConfig
-from gemma4_jax.model.layers import constant, fan_in, gelu, param, rms_normalize
+from gemma4_jax.model.layers import constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.weights import Weight, project_groups
 
 # (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
@@ -57,7 +57,7 @@ def experts(
     def product(rows: Array, weight: Weight) -> Array:
         return project_groups(rows, weight, group_sizes, grouped_matmul, dtype)
 
-    out = product(gelu(product(rows, gate)) * product(rows, up), down)
+    out = product(gated_gelu(product(rows, gate), product(rows, up)), down)
     by_token = out[jnp.argsort(order)].reshape(*index.shape, -1)
     return jnp.einsum("ma,mad->md", weights, by_token.astype(jnp.float32)).astype(x.dtype)
 

@@ -125,11 +125,12 @@ def project(x: Array, weight: Weight, equation: str, dtype: Any) -> Array:
     reads alone; DoRA's reference implementation also drops inputs of its correction of W's own
     part, which costs a second product with W and has the same expectation.
     """
-    if not isinstance(weight, Adapted):
-        return jnp.einsum(equation, x, _cast(weight, dtype))
     operands, result = equation.split("->")
     left, right = operands.split(",")
     inputs = "".join(letter for letter in right if letter not in result)
+    if not isinstance(weight, Adapted):
+        matrix = weight.values() if isinstance(weight, Quantized) else weight
+        return _product(equation, inputs, dtype, x, matrix)
     outputs = "".join(letter for letter in right if letter in result)
     kept = "".join(letter for letter in left if letter not in inputs)
     a, b = weight.lora_a.astype(dtype), weight.lora_b.astype(dtype)
@@ -139,6 +140,40 @@ def project(x: Array, weight: Weight, equation: str, dtype: Any) -> Array:
     if weight.magnitude is None:
         return out
     return out * weight.column_ratio().astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(equation: str, inputs: str, dtype: Any, x: Array, matrix: Array) -> Array:
+    """einsum(equation, x, matrix) in `dtype`, whose gradients need no transposition on XLA:CPU.
+
+    `inputs`, the letters summed over, are one axis of the product: XLA would sum over two in an order of its
+    own, and copy the matrix for it. And JAX's own rule makes the matrix's gradient transposed.
+    """
+    if len(inputs) > 1:
+        x = x.reshape(*x.shape[: -len(inputs)], -1)
+        matrix = matrix.reshape(-1, *matrix.shape[len(inputs) :])
+    return jnp.einsum(equation.replace(inputs, inputs[0]), x, matrix.astype(dtype))
+
+
+def _product_forward(
+    equation: str, inputs: str, dtype: Any, x: Array, matrix: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _product(equation, inputs, dtype, x, matrix), (x, matrix)
+
+
+def _product_backward(
+    equation: str, inputs: str, dtype: Any, saved: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    x, matrix = saved
+    operands, result = equation.split("->")
+    left, right = operands.split(",")
+    d_x = jnp.einsum(f"{result},{right}->{left}", grad, matrix.astype(dtype))
+    # Summed over all tokens: in float32, however short the numbers of the product are.
+    d_matrix = jnp.einsum(f"{left},{result}->{right}", x, grad, preferred_element_type=jnp.float32)
+    return d_x.astype(x.dtype), d_matrix.astype(matrix.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def project_groups(

@@ -69,6 +69,35 @@ def test_an_array_is_multiplied_as_ever():
     assert dense(w) is w
 
 
+@pytest.mark.parametrize("equation", ["btd,dnh->btnh", "btnh,nhd->btd", "btd,df->btf"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_a_product(equation, dtype):
+    sizes = dict(zip("btdnhf", (2, 5, 8, 3, 4, 6), strict=True))
+    rng = np.random.default_rng(0)
+    operands, result = equation.split("->")
+    left, right = operands.split(",")
+    x, matrix, weight = (
+        jnp.asarray(rng.normal(size=[sizes[letter] for letter in part]), jnp.float32)
+        for part in (left, right, result)
+    )
+    x = x.astype(dtype)
+
+    def ours(x, matrix):
+        return (weight * project(x, matrix, equation, dtype)).sum()
+
+    def plain(x, matrix):
+        return (weight * jnp.einsum(equation, x.astype(jnp.float32), matrix)).sum()
+
+    found = jax.value_and_grad(ours, (0, 1))(x, matrix)
+    expected = jax.value_and_grad(plain, (0, 1))(x, matrix)
+    d_x, d_matrix = found[1]
+    assert (d_x.dtype, d_matrix.dtype) == (dtype, jnp.float32)
+    limit = 1e-5 if dtype == jnp.float32 else 3e-2
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = (np.asarray(leaf, np.float32) for leaf in (a, b))
+        np.testing.assert_allclose(a, b, rtol=limit, atol=limit * max(1, np.abs(b).max()))
+
+
 def test_experts_have_an_adapter_each():
     sizes = jnp.asarray([4, 0, 5], jnp.int32)
     rows, weight = normal(0, 9, 8), adapted((3, 8, 6), 1, lead=1, scale=0.5)
