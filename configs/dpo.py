@@ -8,6 +8,7 @@ without them.
 
 from collections.abc import Callable
 
+from configs.mesh import MeshConfig
 from configs.schema import (
     BatchConfig,
     DataConfig,
@@ -32,6 +33,7 @@ def tiny() -> DPOConfig:
         data=DataConfig(max_length=256),
         batch=BatchConfig(rows=4),
         optim=OptimConfig(peak_lr=1e-3, warmup_fraction=0.1, b2=0.95),
+        mesh=MeshConfig(fsdp=1),
         run=RunConfig(steps=50, log_every=5, save_every=50, export_huggingface=True),
     )
 

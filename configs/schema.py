@@ -410,6 +410,9 @@ class RouterConfig:
             _check(0 <= value < float("inf"), f"router.{name}", value, "at least 0 and finite")
 
 
+from configs.mesh import MeshConfig  # noqa: E402
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What SFT and DPO have in common."""
@@ -421,6 +424,7 @@ class TrainConfig:
     router: RouterConfig = RouterConfig()
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
     seed: int = 0
     """Seed of initialisation, data order and everything else that is random."""
 

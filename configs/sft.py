@@ -7,6 +7,7 @@ that is so for them alone; the model takes 2 bytes a parameter, or about 0.6 in 
 
 from collections.abc import Callable
 
+from configs.mesh import MeshConfig
 from configs.schema import (
     BatchConfig,
     DataConfig,
@@ -29,6 +30,7 @@ def tiny() -> SFTConfig:
         data=DataConfig(max_length=256),
         batch=BatchConfig(rows=8),
         optim=OptimConfig(peak_lr=2e-3, warmup_fraction=0.1, b2=0.95),
+        mesh=MeshConfig(fsdp=1),
         run=RunConfig(steps=100, log_every=5, save_every=50, export_huggingface=True),
     )
 

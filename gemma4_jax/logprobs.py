@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gemma4_jax.model.layers import soft_cap
+from gemma4_jax.sharding import over_rows
 
 # A chunk of logits of so many numbers stays in a processor's cache (XLA:CPU, 16 MiB in float32), but never
 # fewer rows than make reading the table once a chunk worth it: an accelerator multiplies hundreds of rows in
@@ -90,17 +91,22 @@ def _masked(
     chunk: int | None,
     scores: bool,
 ) -> list[Array]:
-    shape, rows = targets.shape, targets.size
-    chunk = min(chunk or default_chunk(table.shape[0]), rows)
-    keep = jnp.ones((rows,), bool) if mask is None else mask.reshape(-1)
-    found = _scored(
-        (softcap, chunk, scores),
-        hidden.reshape(rows, -1),
-        table.astype(hidden.dtype),
-        targets.reshape(-1),
-        keep,
-    )
-    return [values.reshape(shape) for values in found]
+    size = chunk or default_chunk(table.shape[0])
+    keep = jnp.ones(targets.shape, bool) if mask is None else mask
+
+    def own(hidden: Array, targets: Array, keep: Array, table: Array) -> list[Array]:
+        rows = targets.size
+        found = _scored(
+            (softcap, min(size, rows), scores),
+            hidden.reshape(rows, -1),
+            table,
+            targets.reshape(-1),
+            keep.reshape(-1),
+        )
+        return [values.reshape(targets.shape) for values in found]
+
+    found: list[Array] = over_rows(own, (hidden, targets, keep), (table.astype(hidden.dtype),))
+    return found
 
 
 # (soft cap, positions a chunk, whether all of TokenScores is wanted or log-probabilities alone)

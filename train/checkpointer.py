@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from gemma4_jax.distributed import everywhere, is_main, main_first
 from gemma4_jax.errors import UserError
 from train.checksum import tree_checksum
 from train.data.pipeline import Batches
@@ -101,12 +102,16 @@ class Checkpointer:
         """
         failed: list[tuple[int, str]] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            state, why = None, "another process could not read it"
             try:
                 state = self._restore(step, like, iterator)
             except (
                 Exception
             ) as error:  # a damaged file makes tensorstore, json or zlib raise anything
-                failed.append((step, _first_line(error)))
+                why = _first_line(error)
+            whole = everywhere(state is not None)
+            if state is None or not whole:
+                failed.append((step, why))
                 continue
             self._put_aside(failed, step)
             return step, state
@@ -123,13 +128,14 @@ class Checkpointer:
         if not failed:
             return
         self._manager.close()
-        for step, why in failed:
-            aside = self._folder / f"damaged-{step}"
-            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
-            (self._folder / str(step)).rename(aside)
-            _warn(
-                f"checkpoint {step} cannot be read ({why}): it is now {aside}, going on from {used}"
-            )
+        with main_first("damaged checkpoints"):
+            for step, why in failed if is_main() else ():
+                aside = self._folder / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+                (self._folder / str(step)).rename(aside)
+                _warn(
+                    f"checkpoint {step} cannot be read ({why}): it is now {aside}, going on from {used}"
+                )
         self._manager = self._open()
 
     def _restore(self, step: int, like: TrainState, iterator: Batches) -> TrainState:

@@ -18,9 +18,15 @@ def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
         if leaf.dtype == jnp.bool_:
             leaf = leaf.astype(jnp.uint8)
         word = _WORDS[leaf.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32).reshape(-1)
-        # Odd weights by position, so that swapped values are noticed.
-        return (bits * (2 * jax.lax.iota(jnp.uint32, bits.size) + 1)).sum(dtype=jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
+        # Odd weights by position, so that swapped values are noticed. No reshaping: it would gather a leaf
+        # that is cut over devices.
+        position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+        for axis in reversed(range(bits.ndim)):
+            along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            position += along * jnp.uint32(stride % 2**32)
+            stride *= bits.shape[axis]
+        return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)
 
     return [weigh(leaf) for leaf in leaves]
 

@@ -14,9 +14,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     config = cli.parse("python -m train.dpo", dpo.PRESETS, sys.argv[1:] if argv is None else argv)
     # From here on jax is needed: seconds that --help and a mistyped flag must not cost.
+    from gemma4_jax.distributed import initialize
     from gemma4_jax.errors import report_user_errors
 
     with report_user_errors():
+        initialize()
         return run(config)
 
 
@@ -25,20 +27,24 @@ def run(config: DPOConfig) -> int:
     import numpy as np
 
     from gemma4_jax.data.encode import dpo_encoder
+    from gemma4_jax.distributed import main_first, say
     from train import lora
     from train.data.mixture import Sequences, prepare_data, prepare_validation
     from train.data.pipeline import PairRows
     from train.data.shared_prefix import SharedPrefixRows
     from train.loop import Task, fit, total_steps
     from train.losses import make_dpo_loss
+    from train.placement import check_rows, open_mesh
     from train.reference import check_live, choose_reference, precomputed
     from train.samples import first_prompts
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
+    mesh = open_mesh(config.mesh)
+    check_rows(mesh, config.batch.rows, config.batch.accumulation)
     workdir = Workdir(config)
     data = config.data
-    start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
+    start = lora.prepared(open_start(config.model, config.seed, data.max_length, mesh), config.lora)
     family = start.config.family
     encode = dpo_encoder(start.tokenizer, family, data.thoughts)
     settings = {
@@ -46,10 +52,11 @@ def run(config: DPOConfig) -> int:
         "tokenizer": tokenizer_fingerprint(start.tokenizer),
         "family": family,
     }
-    prepared = prepare_data(data, encode, workdir.cache, settings)
-    held_out = prepare_validation(data, encode, workdir.cache, settings)
+    with main_first("data"):
+        prepared = prepare_data(data, encode, workdir.cache, settings)
+        held_out = prepare_validation(data, encode, workdir.cache, settings)
     workdir.open_data(prepared.fingerprint, prepared.summary)
-    print(prepared.summary)
+    say(prepared.summary)
 
     def rows(sequences: Sequences, logprobs: np.ndarray | None = None) -> PairRows:
         return PairRows(sequences, data.max_length, logprobs)
@@ -64,11 +71,11 @@ def run(config: DPOConfig) -> int:
 
     source = examples()
     if isinstance(source, SharedPrefixRows):
-        print(source.summary)
+        say(source.summary)
     epochs = total_steps(config, len(source)) * config.batch.rows / len(source)
     visits = round(epochs * len(pairs))
     live, reason = choose_reference(config, len(pairs), visits)
-    print(f"reference: {reason}")
+    say(f"reference: {reason}")
     if config.loss.sync_every:
         initial, frozen = start.load, None
     elif live:

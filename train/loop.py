@@ -5,6 +5,7 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 """
 
 import contextlib
+import functools
 import math
 import signal
 import time
@@ -19,14 +20,17 @@ import numpy as np
 from configs.schema import AnyConfig
 from gemma4_jax import checkpoint
 from gemma4_jax.build import Model, build, dtype_named
+from gemma4_jax.distributed import is_main, on_this_host
 from gemma4_jax.errors import UserError
-from gemma4_jax.model.transformer import abstract_params
+from gemma4_jax.model.transformer import abstract_params, logical_axes
+from gemma4_jax.sharding import shardings
 from train import metrics, samples
 from train.checkpointer import BEST, Checkpointer
 from train.data.pipeline import Batches, Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
 from train.optim import make_optimizer, make_schedule
+from train.placement import describe, own_rows, put_tree, state_shardings
 from train.progress import Reporter
 from train.report import write_report
 from train.start import Start
@@ -47,7 +51,8 @@ class Task:
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
     prompts: to be answered before training and after. data: one line about the data, for the report.
     validation: held-out sources by name; validation_loss_fn: their loss, None: that of training.
-    perplexity: exp of it is one. abstract: shapes of the trained parameters, None: those of the model.
+    perplexity: exp of it is one. abstract, axes: shapes and logical axes of the trained parameters, None:
+    those of the model.
     whole: trained parameters -> the model's. save_adapter: writes trained parameters that are not a whole
     model into a folder.
     """
@@ -69,6 +74,7 @@ class Task:
     validation_loss_fn: LossFn | None = None
     perplexity: bool = False
     abstract: Params | None = None
+    axes: Any = None
     whole: Callable[[Params], Params] = lambda params: params
     save_adapter: Callable[[Params, Path], None] | None = None
 
@@ -97,14 +103,21 @@ def fit(task: Task) -> int:
 
     0 when the run is finished; 128 + number of the signal when it stopped for one, having saved.
     """
-    config, workdir = task.config, task.workdir
+    with jax.set_mesh(task.start.mesh):
+        return _fit(task)
+
+
+def _fit(task: Task) -> int:
+    config, workdir, mesh = task.config, task.workdir, task.start.mesh
     total = total_steps(config, len(task.source))
     optimizer = make_optimizer(config.optim, total, config.router.freeze)
+    like = _abstract_state(task, optimizer)
     step_fn = make_train_step(
         task.loss_fn,
         optimizer,
         make_schedule(config.optim, total),
         step_options(task),
+        jax.tree.map(lambda leaf: leaf.sharding, like),
     )
     iterator = iterate(
         task.source,
@@ -117,24 +130,28 @@ def fit(task: Task) -> int:
     )
     keep = config.run
     checkpointer = Checkpointer(workdir.checkpoints, keep.keep, keep.keep_every, keep.keep_best)
-    state = _restore_or_init(task, optimizer, checkpointer, iterator)
+    state = _restore_or_init(task, optimizer, checkpointer, iterator, like)
     done = int(state.step)
 
     reporter = Reporter(total, done)
-    log = metrics.MetricsFile(workdir.metrics, done)
-    board = metrics.TensorBoard(workdir.tensorboard) if config.run.tensorboard else None
+    log = metrics.MetricsFile(workdir.metrics, done) if is_main() else None
+    board = None
+    if config.run.tensorboard and is_main():
+        board = metrics.TensorBoard(workdir.tensorboard)
     profiler = Profiler(workdir.profile, config.run.profile_at, config.run.profile_steps)
     validation = _validation(task)
     if done == 0:
         _sample(task, state, reporter.line)
-    with Interrupts() as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
+    several = jax.process_count() > 1
+    with Interrupts(several) as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
-            reporter.line(f"step {done} of {total}, in {workdir.path}")
+            reporter.line(f"step {done} of {total}, in {workdir.path}, {describe(mesh, state)}")
             window = metrics.Window(
                 training_flops(task.start.config, task.source.length, forwards=task.forwards),
                 1e12 * config.run.peak_tflops or peak_flops(jax.devices()[0].device_kind),
                 config.batch.rows / len(task.source),
-                jax.device_count(),
+                mesh.size,
+                jax.process_count(),
             )
             stopping: signal.Signals | None = None
             bad_steps: Any = int(state.bad_steps)
@@ -144,7 +161,7 @@ def fit(task: Task) -> int:
                 batch = next(iterator)
                 waited = time.monotonic() - asked
                 profiler.step(step)
-                state, values = step_fn(state, batch, task.frozen)
+                state, values = step_fn(state, own_rows(batch, mesh), task.frozen)
                 window.add(batch, values, waited)
                 # Of the step before: to ask about this one would make the host wait for the device.
                 _stop_if_diverged(task, bad_steps, step - 1, before)
@@ -152,7 +169,7 @@ def fit(task: Task) -> int:
                 reporter.advance(step)
                 watchdog.beat()
                 # Read once: a signal that comes from here on is the next step's.
-                stopping, last = interrupts.requested, step == total
+                stopping, last = interrupts.stop_at(step), step == total
                 saving = stopping or last or step % config.run.save_every == 0
                 row: dict[str, float] = {}
                 watchdog.pause()
@@ -163,7 +180,7 @@ def fit(task: Task) -> int:
                     window.pause()
                     row |= validation(_exported(state), _reads(task, state))
                     window.resume()
-                if row:
+                if row and log is not None:
                     log.write(step, row)
                     if board is not None:
                         board.write(step, row)
@@ -176,7 +193,8 @@ def fit(task: Task) -> int:
             _stop_if_diverged(task, bad_steps, int(state.step), before)
         finally:
             profiler.close()
-            log.close()
+            if log is not None:
+                log.close()
             iterator.close()
             if board is not None:
                 board.close()
@@ -192,21 +210,44 @@ def fit(task: Task) -> int:
     return 0
 
 
-def _restore_or_init(
-    task: Task, optimizer: Any, checkpointer: Checkpointer, iterator: Batches
-) -> TrainState:
-    """State of the newest checkpoint (moving `iterator` there), or that before the first step."""
-    if checkpointer.latest_step() is None:
-        return init_state(task.initial(), optimizer, task.config.seed, step_options(task))
-    abstract = task.abstract
+def _initial_state(task: Task, optimizer: Any, params: Params) -> TrainState:
+    return init_state(params, optimizer, task.config.seed, step_options(task))
+
+
+def _abstract_state(task: Task, optimizer: Any) -> TrainState:
+    """Shapes of the train state, and where each array lives."""
+    config, mesh = task.start.config, task.start.mesh
+    abstract, axes = task.abstract, task.axes
     if abstract is None:
-        dtype = dtype_named(task.config.model.param_dtype)
-        abstract = abstract_params(task.start.config, dtype)
-    like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, task.config.seed, step_options(task)), abstract
+        abstract = abstract_params(config, dtype_named(task.config.model.param_dtype))
+        axes = logical_axes(config)
+    state = jax.eval_shape(functools.partial(_initial_state, task, optimizer), abstract)
+    places = state_shardings(state, shardings(axes, abstract, mesh), mesh)
+    placed: TrainState = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        places,
     )
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    return placed
+
+
+def _restore_or_init(
+    task: Task, optimizer: Any, checkpointer: Checkpointer, iterator: Batches, like: TrainState
+) -> TrainState:
+    """State of the newest checkpoint (moving `iterator` there), or that before the first step.
+
+    like: its shapes, and where its arrays live.
+    """
+    if checkpointer.latest_step() is None:
+        places = jax.tree.map(lambda leaf: leaf.sharding, like)
+        params = put_tree(task.initial(), places.params)
+        begin = jax.jit(
+            functools.partial(_initial_state, task, optimizer),
+            out_shardings=places,
+            donate_argnums=0,
+        )
+        state: TrainState = begin(params)
+        return state
     restored = checkpointer.restore(like, iterator)
     assert restored is not None  # there is a latest step
     return restored[1]
@@ -224,7 +265,8 @@ def _stop_if_diverged(
         file = task.workdir.path / f"bad_batch_{step}.npz"
         with contextlib.suppress(OSError):
             arrays: dict[str, Any] = {name: np.asarray(x) for name, x in batch.items()}
-            np.savez_compressed(file, **arrays)
+            if is_main():
+                np.savez_compressed(file, **arrays)
             saved = f"; the last batch is in {file}"
     raise UserError(
         f"{count} steps in a row, up to step {step}, were skipped (optim.max_bad_steps): their loss or "
@@ -238,7 +280,8 @@ def _validation(task: Task) -> Validation | None:
         return None
     batch = task.config.batch
     loss_fn = task.validation_loss_fn or task.loss_fn
-    return Validation(task.validation, loss_fn, batch.rows // batch.accumulation, task.perplexity)
+    rows = batch.rows // batch.accumulation
+    return Validation(task.validation, loss_fn, rows, task.perplexity, task.start.mesh)
 
 
 def _exported(state: TrainState) -> Params:
@@ -263,6 +306,9 @@ def _sample(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     """Answers to the task's prompts, noted; nothing that goes wrong here is worth a run."""
     if not task.prompts:
         return
+    if jax.process_count() > 1:
+        say("no samples: several processes share the model")
+        return
     try:
         answers = samples.ask(_model(task, state.params), list(task.prompts), int(state.step))
         samples.note(task.workdir.samples, answers)
@@ -273,22 +319,25 @@ def _sample(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
 def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     """Plot, sample, report, export, and say where everything is."""
     workdir, config = task.workdir, task.config
-    metrics.plot(workdir.metrics, workdir.plot, task.plots)
     _sample(task, state, say)
-    params = state.params
+    if config.run.export_huggingface:
+        # All processes have a part of every array, so that all are needed.
+        params = on_this_host(_exported(state))
+    if not is_main():
+        return
+    metrics.plot(workdir.metrics, workdir.plot, task.plots)
     about = [
         ("model", f"{task.start.config.name}, from {config.model.path or 'random weights'}"),
-        ("parameters trained", f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"),
+        ("parameters trained", f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,}"),
         ("data", f"{config.data.path}: {task.data}"),
         ("steps", f"{int(state.step)}, of which skipped {int(state.skipped)}"),
-        ("device", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
+        ("device", f"{task.start.mesh.size} x {jax.devices()[0].device_kind}"),
     ]
     say(f"finished: checkpoint {workdir.checkpoints / str(int(state.step))}")
     say(f"metrics {workdir.metrics}, plot {workdir.plot}")
     say(f"report {write_report(workdir, config, about, task.prompts)}")
     if not config.run.export_huggingface:
         return
-    params = _exported(state)
     if state.average is not None:
         say(f"exported: the moving average of the parameters ({config.optim.average_decay})")
     if task.save_adapter is not None:

@@ -18,12 +18,14 @@ import jax
 from configs.schema import LoRAConfig
 from gemma4_jax.checkpoint import save_adapter
 from gemma4_jax.config import ModelConfig
+from gemma4_jax.distributed import barrier, is_main, say
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.adapters import (
     LoRA,
     Quantizer,
     abstract_adapters,
     adapted_matrices,
+    adapter_axes,
     attach,
     init_adapters,
 )
@@ -84,7 +86,7 @@ def adapted(task: Task) -> Task:
     lora = hyperparameters(config)
     base = task.initial() if task.frozen is None else task.frozen
     _check_base(task.workdir.path / "base.json", base, task.workdir.has_checkpoint())
-    print(summary(model, lora, base))
+    say(summary(model, lora, base))
 
     def save(adapters: Params, folder: Path) -> None:
         source = task.config.model.path or task.config.model.architecture
@@ -99,6 +101,7 @@ def adapted(task: Task) -> Task:
         initial=lambda: init_adapters(model, lora, task.config.seed, base),
         frozen=base,
         abstract=abstract_adapters(model, lora),
+        axes=adapter_axes(model, lora),
         whole=lambda adapters: attach(base, adapters, lora),
         save_adapter=save,
         # The gradient of the base's weights, a third of a step's products, is never taken.
@@ -129,4 +132,6 @@ def _check_base(note: Path, base: Params, resuming: bool) -> None:
             "the weights in model.path are not those this run's adapters were trained on; "
             "use another run.workdir, or the old weights"
         )
-    note.write_text(json.dumps({"params": checksum}) + "\n")
+    barrier("base read")
+    if is_main():
+        note.write_text(json.dumps({"params": checksum}) + "\n")

@@ -45,11 +45,17 @@ class Window:
     """What happened between two lines of the log."""
 
     def __init__(
-        self, flops_per_token: float, peak: float | None, epochs_per_step: float, devices: int = 1
+        self,
+        flops_per_token: float,
+        peak: float | None,
+        epochs_per_step: float,
+        devices: int = 1,
+        processes: int = 1,
     ):
-        """flops_per_token: of training; peak: of one device in FLOP/s, None if it is not known."""
+        """flops_per_token: of training; peak: of one device in FLOP/s, None if it is not known. processes: that
+        share a batch; tokens of this one's rows stand for theirs."""
         self._flops, self._peak, self._epochs = flops_per_token, peak, epochs_per_step
-        self._devices = devices
+        self._devices, self._processes = devices, processes
         self._steps: list[Mapping[str, Any]] = []
         self._tokens = 0
         self._waits: list[float] = []
@@ -69,7 +75,7 @@ class Window:
             float(metrics["loss"])
             self._start = time.monotonic()
         else:
-            self._tokens += int((batch["segment_ids"] > 0).sum())
+            self._tokens += self._processes * int((batch["segment_ids"] > 0).sum())
             self._waits.append(waited)
 
     def resume(self) -> None:

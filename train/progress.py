@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from gemma4_jax.distributed import is_main
+
 _SHORT = {
     "learning_rate": "lr",
     "tokens_per_second": "tokens/s",
@@ -29,7 +31,7 @@ class Reporter:
         self._start: float | None = None
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and is_main():
             self._bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -41,7 +43,9 @@ class Reporter:
             self._bar.start()
 
     def line(self, text: str) -> None:
-        """Print one line."""
+        """Print one line, once for all processes."""
+        if not is_main():
+            return
         self._console.print(text, markup=False)
 
     def advance(self, step: int) -> None:

@@ -6,17 +6,22 @@ Not here: the forward pass itself (losses.py).
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from configs.schema import DPOConfig
+from gemma4_jax.distributed import barrier, is_main, main_first, on_this_host, say
 from gemma4_jax.errors import UserError
+from gemma4_jax.sharding import make_mesh
 from train.checksum import tree_checksum
 from train.data.pipeline import PairRows
 from train.losses import Params, reference_pass
+from train.placement import all_rows
 from train.start import Start
 from train.workdir import Workdir
 
@@ -25,7 +30,7 @@ _RARE_VISITS = 4
 
 _PAIR_BYTES = 2 * np.dtype(np.float32).itemsize
 
-ReferencePass = Callable[[Params, dict[str, np.ndarray]], jax.Array]
+ReferencePass = Callable[[Params, dict[str, jax.Array]], jax.Array]
 
 
 def read_reference(folder: Path, fingerprint: str, pairs: int) -> np.ndarray | None:
@@ -43,33 +48,42 @@ def precompute(
     rows: int,
     folder: Path,
     fingerprint: str,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Run, or finish, the pass over all pairs of `source`; float32 [pairs, 2] (chosen, rejected).
 
     forward: (params, batch) -> float32 [rows, 2]. rows: pairs taken at a time. fingerprint: of the data
-    and of how `forward` computes. What other parameters left in `folder` is discarded.
+    and of how `forward` computes. mesh: that `params` are on; None: one device. What other
+    parameters left in `folder` is discarded.
     """
+    mesh = mesh or make_mesh({})
     folder.mkdir(parents=True, exist_ok=True)
     file, note = folder / f"{fingerprint}.f32", folder / f"{fingerprint}.json"
     made_by = {"params": tree_checksum(params), "rows": rows}
-    if not note.exists() or json.loads(note.read_text()) != made_by:
-        file.unlink(missing_ok=True)
-        note.write_text(json.dumps(made_by))
+    with main_first("reference note"):
+        if is_main() and (not note.exists() or json.loads(note.read_text()) != made_by):
+            file.unlink(missing_ok=True)
+            note.write_text(json.dumps(made_by))
     pairs = len(source)
     # Only whole batches count: the batches of a continued pass are those of an undisturbed one.
     done = file.stat().st_size // _PAIR_BYTES if file.exists() else 0
     done = done if done == pairs else done // rows * rows
     if done < pairs:
-        print(f"reference log-probabilities: {done} of {pairs} pairs are there, computing the rest")
-    with open(file, "ab") as output:
-        output.truncate(done * _PAIR_BYTES)
+        say(f"reference log-probabilities: {done} of {pairs} pairs are there, computing the rest")
+    barrier("reference read")
+    # All processes compute, each its rows; the main one writes.
+    with open(file if is_main() else os.devnull, "ab") as output, jax.set_mesh(mesh):
+        if is_main():
+            output.truncate(done * _PAIR_BYTES)
         for first in range(done, pairs, rows):
             # The last batch is filled up with its last pair, so that one compiled shape serves all.
             examples = [source[min(i, pairs - 1)] for i in range(first, first + rows)]
             batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
-            logprobs = np.asarray(forward(params, batch), np.float32)
+            found = on_this_host(forward(params, all_rows(batch, mesh)))
+            logprobs = np.asarray(found, np.float32)
             output.write(logprobs[: pairs - first].tobytes())
             output.flush()
+    barrier("reference written")
     return np.fromfile(file, np.float32).reshape(-1, 2)
 
 
@@ -120,7 +134,9 @@ def precomputed(
     rows = config.batch.rows // config.batch.accumulation
     for data, source in sources.items():
         if data not in found:
-            found[data] = precompute(forward, params, source, rows, workdir.reference, names[data])
+            found[data] = precompute(
+                forward, params, source, rows, workdir.reference, names[data], start.mesh
+            )
     # `pop` hands the parameters over and keeps no reference to them.
     return found, start.load if resuming else [params].pop
 
@@ -134,4 +150,6 @@ def check_live(folder: Path, params: Params, resuming: bool) -> None:
             "the weights in model.path are not those this run was started with, so the reference "
             "would change; use another run.workdir, or the old weights"
         )
-    note.write_text(json.dumps({"params": checksum}))
+    barrier("live reference read")
+    if is_main():
+        note.write_text(json.dumps({"params": checksum}))

@@ -14,27 +14,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     config = cli.parse("python -m train.sft", sft.PRESETS, sys.argv[1:] if argv is None else argv)
     # From here on jax is needed: seconds that --help and a mistyped flag must not cost.
+    from gemma4_jax.distributed import initialize
     from gemma4_jax.errors import report_user_errors
 
     with report_user_errors():
+        initialize()
         return run(config)
 
 
 def run(config: SFTConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
     from gemma4_jax.data.encode import sft_encoder
+    from gemma4_jax.distributed import main_first, say
     from train import lora
     from train.data.mixture import Sequences, prepare_data, prepare_validation
     from train.data.pipeline import PackedRows, SFTRows, Source
     from train.loop import Task, fit
     from train.losses import make_sft_loss
+    from train.placement import check_rows, open_mesh
     from train.samples import first_prompts
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
+    mesh = open_mesh(config.mesh)
+    check_rows(mesh, config.batch.rows, config.batch.accumulation)
     workdir = Workdir(config)
     data = config.data
-    start = lora.prepared(open_start(config.model, config.seed, data.max_length), config.lora)
+    start = lora.prepared(open_start(config.model, config.seed, data.max_length, mesh), config.lora)
     family = start.config.family
     encode = sft_encoder(start.tokenizer, family, data.thoughts)
     settings = {
@@ -42,9 +48,11 @@ def run(config: SFTConfig) -> int:
         "tokenizer": tokenizer_fingerprint(start.tokenizer),
         "family": family,
     }
-    prepared = prepare_data(data, encode, workdir.cache, settings)
+    with main_first("data"):
+        prepared = prepare_data(data, encode, workdir.cache, settings)
+        held_out = prepare_validation(data, encode, workdir.cache, settings)
     workdir.open_data(prepared.fingerprint, prepared.summary)
-    print(prepared.summary)
+    say(prepared.summary)
 
     def examples(sequences: Sequences) -> Source:
         if data.packing:
@@ -53,8 +61,7 @@ def run(config: SFTConfig) -> int:
 
     source = examples(prepared)
     if data.packing:
-        print(f"packed into {len(source)} sequences of {source.length}")
-    held_out = prepare_validation(data, encode, workdir.cache, settings)
+        say(f"packed into {len(source)} sequences of {source.length}")
     task = Task(
         config=config,
         start=start,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from configs.schema import ModelSource
 from gemma4_jax import checkpoint
@@ -21,36 +22,42 @@ from gemma4_jax.checkpoint.load import Finish, finish_leaves
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.hf_config import config_from_hf
-from gemma4_jax.model.transformer import Transformer, init_params
+from gemma4_jax.model.transformer import Transformer, init_params, logical_axes
 from gemma4_jax.presets import PRESETS, preset
+from gemma4_jax.sharding import make_mesh, shardings
 from gemma4_jax.text.tokenizer import Tokenizer
+from train.placement import put_tree
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """config, tokenizer, module: of the model; load: makes its initial parameters, anew at each call.
+    """config, tokenizer, module: of the model; mesh: of the run; load: makes the initial parameters, placed on
+    the mesh, anew at each call.
 
-    load(finish=...): what is kept of each leaf, as `checkpoint.load_params` has it.
+    load(finish=...): what is kept of each leaf, as `checkpoint.load_params` has it, before it is placed.
     chat_template: the checkpoint's own, to be written back with it.
     """
 
     config: ModelConfig
     tokenizer: Tokenizer
     module: Transformer
+    mesh: Mesh
     load: Callable[..., dict[str, Any]]
     chat_template: str | None = None
 
 
-def open_start(source: ModelSource, seed: int, max_length: int) -> Start:
+def open_start(source: ModelSource, seed: int, max_length: int, mesh: Mesh | None = None) -> Start:
     """Resolve `source`; parameters are not made yet.
 
-    seed: of fresh parameters. max_length: longest sequence that will be trained on, in tokens.
+    seed: of fresh parameters. mesh: where they go; None: one device. max_length: longest sequence
+    that will be trained on, in tokens.
     Raises UserError for what does not exist or does not fit together.
     """
+    mesh = mesh or make_mesh({})
     if source.path:
-        start = _from_folder(source)
+        start = _from_folder(source, mesh)
     else:
-        start = _from_scratch(source, seed)
+        start = _from_scratch(source, seed, mesh)
     if max_length > start.config.max_position:
         raise UserError(
             f"data.max_length is {max_length}, more than the {start.config.max_position} positions "
@@ -64,7 +71,7 @@ def open_start(source: ModelSource, seed: int, max_length: int) -> Start:
     return start
 
 
-def _from_folder(source: ModelSource) -> Start:
+def _from_folder(source: ModelSource, mesh: Mesh) -> Start:
     """Weights from a Hugging Face folder or one of ours."""
     about = checkpoint.describe(source.path)
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else about.tokenizer
@@ -76,14 +83,37 @@ def _from_folder(source: ModelSource) -> Start:
         config=about.config,
         tokenizer=tokenizer,
         module=transformer(about.config, source.compute_dtype, source.remat),
-        load=functools.partial(
-            checkpoint.load_params, source.path, about.config, source.param_dtype
+        mesh=mesh,
+        load=_placed(
+            functools.partial(
+                checkpoint.load_params, source.path, about.config, source.param_dtype
+            ),
+            about.config,
+            mesh,
         ),
         chat_template=about.chat_template,
     )
 
 
-def _from_scratch(source: ModelSource, seed: int) -> Start:
+def _placed(
+    load: Callable[[Finish], dict[str, Any]], config: ModelConfig, mesh: Mesh
+) -> Callable[..., dict[str, Any]]:
+    """`load` whose leaves go to the mesh one by one, after what else is to be done with them."""
+
+    def placed(finish: Finish = lambda path, leaf: leaf) -> dict[str, Any]:
+        axes = logical_axes(config)
+
+        def last(path: tuple[str, ...], leaf: Any) -> Any:
+            kept = finish(path, leaf)
+            names = functools.reduce(lambda tree, key: tree[key], path, axes)
+            return put_tree(kept, shardings(names, kept, mesh))
+
+        return load(last)
+
+    return placed
+
+
+def _from_scratch(source: ModelSource, seed: int, mesh: Mesh) -> Start:
     """Fresh weights for a named architecture or a config.json, as wide as the tokenizer is."""
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else Tokenizer.builtin()
     config = _architecture(source.architecture)
@@ -96,15 +126,16 @@ def _from_scratch(source: ModelSource, seed: int) -> Start:
         ),
     )
 
-    def load(finish: Finish | None = None) -> dict[str, Any]:
+    def load(finish: Finish) -> dict[str, Any]:
         params = init_params(config, jax.random.key(seed), dtype_named(source.param_dtype))
-        return params if finish is None else finish_leaves(params, finish)
+        return finish_leaves(params, finish)
 
     return Start(
         config=config,
         tokenizer=tokenizer,
         module=transformer(config, source.compute_dtype, source.remat),
-        load=load,
+        mesh=mesh,
+        load=_placed(load, config, mesh),
     )
 
 

@@ -5,13 +5,12 @@ optimiser (optim.py), the loop over data (loop.py).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from train.losses import Batch, Loss, LossFn, Params, batch_totals
@@ -44,7 +43,7 @@ class TrainState:
 
 
 # (state, batch, frozen) -> (new state, metrics); the state handed in is used up.
-TrainStep = Callable[[TrainState, Mapping[str, np.ndarray], Any], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,10 @@ def accumulate(
 
     if accumulation == 1:
         return micro(batch, key)
-    parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), dict(batch))
+    # Every accumulation-th row: each device's rows are in all micro-batches, and none has to move.
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+    )
     keys = jax.random.split(key, accumulation)
 
     def body(total: Any, xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
@@ -132,8 +134,10 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     options: StepOptions = StepOptions(),
+    shardings: Any = None,
 ) -> TrainStep:
-    """Compiled step of any loss. `schedule` is only read for the log.
+    """Compiled step of any loss. `schedule` is only read for the log. shardings: of the new state; None: as
+    the compiler sees fit.
 
     Metrics, float32 []: loss, grad_norm (before clipping), learning_rate, bad_steps (in a row), skipped
     (in all), and what the loss adds. A step whose loss or gradient is not finite, or whose loss is a spike,
@@ -176,7 +180,8 @@ def make_train_step(
         }
         return _follow(new_state, options), {n: jnp.float32(value) for n, value in metrics.items()}
 
-    return jax.jit(step, donate_argnums=0)
+    places = None if shardings is None else (shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=places)
 
 
 def _follow(state: TrainState, options: StepOptions) -> TrainState:

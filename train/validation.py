@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from train.checkpointer import BEST
 from train.data.pipeline import Source
 from train.losses import Loss, LossFn, Params, Totals, batch_totals
+from train.placement import all_rows
 
 # Of a loss's own metrics these are shown for validation data too.
 _SHOWN = ("mean_token_accuracy", "rewards/accuracies", "rewards/margins")
@@ -23,15 +25,23 @@ _SHOWN = ("mean_token_accuracy", "rewards/accuracies", "rewards/margins")
 class Validation:
     """Held-out sources and the compiled loss over them."""
 
-    def __init__(self, sources: Mapping[str, Source], loss_fn: LossFn, rows: int, perplexity: bool):
-        """sources: by name. rows: examples taken at a time. perplexity: exp(loss) is one."""
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        loss_fn: LossFn,
+        rows: int,
+        perplexity: bool,
+        mesh: Mesh,
+    ):
+        """sources: by name. rows: examples taken at a time. perplexity: exp(loss) is one.
+        mesh: of the parameters."""
         self._sources, self._rows, self._perplexity = sources, rows, perplexity
         self._key = jax.random.key(0)
 
         def evaluate(params: Params, batch: Any, totals: Totals, frozen: Any) -> Loss:
             return loss_fn(params, batch, totals, self._key, frozen)
 
-        self._evaluate = jax.jit(evaluate)
+        self._evaluate, self._mesh = jax.jit(evaluate), mesh
         # What the loss divides by is known from the data: shares then add up to the mean over all rows.
         self._totals = {name: self._count(source) for name, source in sources.items()}
 
@@ -43,7 +53,8 @@ class Validation:
             value = 0.0
             sums: dict[str, list[float]] = {}
             for batch in self._batches(source):
-                loss = self._evaluate(params, batch, self._totals[name], frozen)
+                placed = all_rows(batch, self._mesh)
+                loss = self._evaluate(params, placed, self._totals[name], frozen)
                 value += float(loss.value)
                 for metric in _SHOWN:
                     if metric in loss.metrics:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import AnyConfig, SFTConfig, flatten
+from gemma4_jax.distributed import barrier, is_main
 from gemma4_jax.errors import UserError
 
 # May differ when a run goes on: they change neither the model nor the data, only where and how often
@@ -35,6 +36,7 @@ _FREE = frozenset(
         "data.mixture",
         "data.workers",
         "data.cache_dir",
+        *(f"mesh.{axis}" for axis in ("data", "fsdp", "expert", "seq", "tensor")),
     }
 )
 
@@ -76,6 +78,7 @@ class Workdir:
                 f"the data is not what the run in {self.path} was started with "
                 f"(then: {saved['summary']}; now: {summary}); use another run.workdir, or the old data"
             )
+        barrier("data read")  # before it is written: all processes compare with what was there
         self._write("data.json", {"fingerprint": fingerprint, "summary": summary})
 
     def _open_config(self, config: AnyConfig) -> None:
@@ -94,6 +97,7 @@ class Workdir:
                     f"the run in {self.path} was started with another configuration: "
                     f"{'; '.join(changed)}; use another run.workdir, or the old values"
                 )
+        barrier("config read")
         self._write("config.json", {"task": now["task"], "config": dataclasses.asdict(config)})
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -101,6 +105,8 @@ class Workdir:
         return json.loads(file.read_text()) if file.exists() else None
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
+        if not is_main():
+            return
         temporary = self.path / f"{name}.tmp-{os.getpid()}"
         temporary.write_text(json.dumps(value, indent=2) + "\n")
         temporary.replace(self.path / name)

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from configs.mesh import MeshConfig
 from configs.schema import (
     BatchConfig,
     DataConfig,
@@ -92,6 +93,7 @@ def twin(vocab_size: int) -> ModelConfig:
 def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
     """From random weights, on the worked problems in `folder`."""
     return SFTConfig(
+        mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
         model=ModelSource(
             architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
@@ -115,6 +117,7 @@ def dpo_config(recipe: Recipe, folder: Path, pairs: int) -> DPOConfig:
     """From the SFT result, on `pairs` pairs of its own answers."""
     steps = max(1, round(recipe.dpo_epochs * pairs / recipe.dpo_batch))
     return DPOConfig(
+        mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
         model=ModelSource(path=str(folder / "sft" / "huggingface")),
         data=DataConfig(path=str(folder / "pairs.jsonl"), max_length=MAX_LENGTH + MAX_NEW_TOKENS),

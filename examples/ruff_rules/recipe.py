@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.mesh import MeshConfig
 from configs.schema import (
     BatchConfig,
     DataConfig,
@@ -76,6 +77,7 @@ def twin(vocab_size: int) -> ModelConfig:
 def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
     """From random weights, on what the training rules say and on their good examples."""
     return SFTConfig(
+        mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
         model=ModelSource(
             architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
@@ -103,6 +105,7 @@ def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
 def dpo_config(recipe: Recipe, folder: Path) -> DPOConfig:
     """From the SFT result: the good example of each training rule against its bad one."""
     return DPOConfig(
+        mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
         model=ModelSource(path=str(folder / "sft" / "huggingface")),
         data=DataConfig(

@@ -26,6 +26,7 @@ from gemma4_jax.model.moe import GroupedMatmul, MoE
 from gemma4_jax.model.rope import Rotation, rotate, rotation
 from gemma4_jax.model.visibility import TokenFacts
 from gemma4_jax.model.weights import project
+from gemma4_jax.sharding import cut_rows
 
 Lent = dict[str, KeyValues]  # K/V of the lending layers, by layer kind
 
@@ -193,6 +194,7 @@ class Block(nn.Module):
     ) -> tuple[Carry, None]:
         """lent: K/V of earlier segments. repeat, place: where this layer's buffers are in its entry."""
         x, entry, lending = carry
+        x = cut_rows(x)
         attention = Attention(self.config, self.layer, self.dtype, name="attention")
         branch, entry, kv = attention(
             self._norm("pre_attention_norm", x), context, entry, (repeat, place), lent

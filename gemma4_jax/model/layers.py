@@ -115,7 +115,7 @@ class RMSNorm(nn.Module):
     """RMS norm with a plain scale g (not 1 + g), float32 inside, result in the input's dtype."""
 
     eps: float
-    axis: str = "embed"
+    axis: str = "norm"
     initial_scale: float = 1.0
 
     @nn.compact

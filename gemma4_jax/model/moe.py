@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.layers import constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.weights import Weight, project_groups
+from gemma4_jax.sharding import over_rows
 
 # (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
 GroupedMatmul = Callable[[Array, Array, Array], Array]
@@ -107,7 +108,7 @@ class MoE(nn.Module):
         d_model, num, width = stream.shape[-1], moe.num_experts, moe.d_ff
         ones = constant(1.0)
         router = param(self, "router_proj", (d_model, num), ("embed", "experts"), fan_in(1))
-        router_scale = param(self, "router_scale", (d_model,), ("embed",), ones)
+        router_scale = param(self, "router_scale", (d_model,), ("norm",), ones)
         expert_scale = param(self, "expert_scale", (num,), ("experts",), ones)
         wide, axes = (num, d_model, width), ("experts", "embed", "expert_mlp")
         gate = param(self, "gate_proj", wide, axes, fan_in(d_model))
@@ -131,6 +132,14 @@ class MoE(nn.Module):
             count = jnp.ones(rows.shape[0]) if real is None else real.reshape(-1)
             sums = routing_sums(logits, probabilities, index, count.astype(jnp.float32))
             self.sow("routing", "sums", sums, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-        rows = normed.reshape(-1, d_model)
-        out = experts(rows, weights, index, gate, up, down, self.grouped_matmul, dtype=self.dtype)
-        return out.reshape(stream.shape)
+
+        def own(normed: Array, weights: Array, index: Array, *matrices: Weight) -> Array:
+            rows, weights, index = (x.reshape(-1, x.shape[-1]) for x in (normed, weights, index))
+            gate, up, down = matrices
+            product = self.grouped_matmul
+            out = experts(rows, weights, index, gate, up, down, product, dtype=self.dtype)
+            return out.reshape(normed.shape)
+
+        by_row = (x.reshape(*stream.shape[:2], -1) for x in (weights, index))
+        out: Array = over_rows(own, (normed, *by_row), (gate, up, down))
+        return out

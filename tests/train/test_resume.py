@@ -6,6 +6,7 @@ Real processes. They share a compilation cache, so that most of their time is tr
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,39 +115,81 @@ def command(task: str, model: Path, data: Path) -> list[str]:
     return words
 
 
-def test_sft_survives_kills_signals_and_kills_inside_saves(repository, model_folder, tmp_path):
+def corrupt_newest(work: Path, chance: random.Random) -> None:
+    """Change bytes in the middle of the largest file of the newest checkpoint, as a bad disk does."""
+    steps = [int(path.name) for path in (work / "checkpoints").iterdir() if path.name.isdigit()]
+    files = (work / "checkpoints" / str(max(steps)) / "state").rglob("*")
+    largest = max((file for file in files if file.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    at = len(content) // 2 + chance.randrange(len(content) // 4)
+    content[at : at + 16] = bytes(255 - byte for byte in content[at : at + 16])
+    largest.write_bytes(content)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 MiB, for those who may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"may not mount a file system here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_twenty_interruptions_a_corrupt_checkpoint_and_a_full_disk(
+    repository, model_folder, tmp_path, small_disk
+):
     data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
-    drill = Drill(
-        repository, tmp_path, *command("sft", model_folder, data),
-        "--data.packing", "--data.max-length", "96",
-    )  # fmt: skip
-    drill.finish("undisturbed")
-    expected = drill.final_state("undisturbed")
+    words = *command("sft", model_folder, data), "--data.packing", "--data.max-length", "96"
+    calm = Drill(repository, tmp_path, *words)
+    calm.finish("undisturbed")
+    expected = calm.final_state("undisturbed")
     assert len(expected) > 30
 
+    drill = Drill(repository, small_disk, *words)
+    work = small_disk / "killed"
     chance = random.Random(time.time_ns())
     seed = chance.randrange(10**6)
     print(f"seed {seed}")
     chance.seed(seed)
-    kills = 0
-    moments = [
-        lambda work: (time.sleep(chance.uniform(0, 4)), True)[1],
-        at_step(chance.randrange(1, 12), chance.uniform(0, 0.05)),
-        inside_a_save(12),
-        at_step(chance.randrange(20, 30), chance.uniform(0, 0.05)),
-        inside_a_save(32),
-    ]
-    for moment in moments:
-        code, _ = drill.interrupt("killed", signal.SIGKILL, moment)
-        kills += code == -signal.SIGKILL
-    assert kills >= 4
-    code, output = drill.interrupt("killed", signal.SIGTERM, at_step(45))
-    if code:
-        assert code == 128 + signal.SIGTERM, output
-        assert "stopped by SIGTERM after step" in output
+
+    def interrupt(number: int, moment: Callable[[Path], bool]) -> bool:
+        code, output = drill.interrupt("killed", number, moment)
+        ends = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
+        assert code in (0, ends[number]), output
+        return code != 0
+
+    done = interrupt(signal.SIGKILL, lambda work: (time.sleep(chance.uniform(0, 4)), True)[1])
+    # Twenty in all; every fourth inside a save, every fifth a SIGTERM, the rest at a random moment of a step.
+    for number in range(1, 20):
+        step = 1 + 2 * number + chance.randrange(2)
+        if number % 4 == 0:
+            done += interrupt(signal.SIGKILL, inside_a_save(step))
+        elif number % 5 == 0:
+            done += interrupt(signal.SIGTERM, at_step(step, chance.uniform(0, 0.05)))
+        else:
+            done += interrupt(signal.SIGKILL, at_step(step, chance.uniform(0, 0.05)))
+        if number == 12:
+            corrupt_newest(work, chance)
+    assert done >= 18
+    assert list((work / "checkpoints").glob("damaged-*"))
+
+    filler = small_disk / "filler"
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(bytes(max(0, free - 2 * 2**20)))
+    process = drill.start("killed")
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode not in (0, -signal.SIGKILL), output
+    assert "Traceback" not in output, output
+    filler.unlink()
+
     drill.finish("killed")
     assert_same(drill.final_state("killed"), expected)
-    steps = [line.split(",")[0] for line in (tmp_path / "killed/metrics.jsonl").open()]
+    steps = [line.split(",")[0] for line in (work / "metrics.jsonl").open()]
     assert steps == [f'{{"step": {step}' for step in range(1, STEPS + 1)]
 
 

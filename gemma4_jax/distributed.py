@@ -1,0 +1,103 @@
+"""Several processes as one run: how they find each other, and what they agree on.
+
+One process per host (or several on one, for tests). The first is the main one: it writes what there is one of.
+Everything here is a no-op where there is one process. Not here: meshes (`sharding.py`).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gemma4_jax.errors import UserError
+
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Variables by which jax itself recognises a job of several processes.
+_CLUSTERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+def initialize() -> None:
+    """Join the other processes of this run, if the environment says that there are any.
+
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or a job of SLURM
+    or Open MPI, or several TPU workers, which jax recognises. To be called before anything uses a device.
+    """
+    given = [name for name in (_ADDRESS, _COUNT, _INDEX) if name in os.environ]
+    if given:
+        missing = [name for name in (_ADDRESS, _COUNT, _INDEX) if name not in os.environ]
+        if missing:
+            raise UserError(f"{given[0]} is set and {missing[0]} is not; set all three, or none")
+        jax.distributed.initialize(
+            os.environ[_ADDRESS], _number(_COUNT, least=1), _number(_INDEX, least=0)
+        )
+    elif any(int(os.environ.get(name, "1")) > 1 for name in _CLUSTERS) or "," in os.environ.get(
+        "TPU_WORKER_HOSTNAMES", ""
+    ):
+        jax.distributed.initialize()
+
+
+def _number(name: str, least: int) -> int:
+    text = os.environ[name]
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{name} is {text!r}; it must be a whole number of at least {least}")
+    return int(text)
+
+
+def is_main() -> bool:
+    """Whether this process writes what a run has one of."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if is_main():
+        print(text, flush=True)
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes are here. name: the same everywhere."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def main_first(name: str) -> Iterator[None]:
+    """Context that the main process goes through first, the others after it: they find what it wrote."""
+    if not is_main():
+        barrier(name)
+    yield
+    if is_main():
+        barrier(name)
+
+
+def everywhere(ok: bool) -> bool:
+    """Whether `ok` is True in all processes."""
+    if jax.process_count() == 1:
+        return ok
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
+
+
+def stopping_at(step: int) -> bool:
+    """Whether a process of several was told to end, and all agreed to do so at `step`.
+
+    Every process must ask at every step. A SIGTERM to any of them is enough (jax's preemption service).
+    """
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+def on_this_host(tree: Any) -> Any:
+    """The tree with whole arrays in this process's memory, as numpy; all processes must ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), tree)

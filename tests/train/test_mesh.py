@@ -1,0 +1,131 @@
+"""A step on many devices is that of one: losses, gradients and updates on every mesh, and what lives where."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs.schema import PreferenceConfig
+from gemma4_jax.errors import UserError
+from gemma4_jax.model.transformer import logical_axes
+from gemma4_jax.sharding import make_mesh, shardings, spec
+from train.losses import make_dpo_loss, make_sft_loss
+from train.placement import check_rows, own_rows, put_tree, state_shardings
+from train.step import StepOptions, init_state, make_train_step
+
+from .helpers import TINY, assert_trees_close, random_batch, random_pairs, tiny
+
+MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2}]
+
+
+def one_step(name, task, sizes, accumulation=1):
+    """(state after a step, metrics) of 16 rows or 8 pairs."""
+    config, module, params = tiny(name)
+    mesh = make_mesh(sizes)
+    if task == "sft":
+        loss, batch = make_sft_loss(module, config), random_batch(16, 24, config.vocab_size)
+    else:
+        batch = random_pairs(16, 24, config.vocab_size)
+        loss = make_dpo_loss(module, config, PreferenceConfig(), live=False)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, eps=1e-3))
+    options = StepOptions(accumulation=accumulation, average_decay=0.9)
+    places = shardings(logical_axes(config), params, mesh)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda p: init_state(p, optimizer, 0, options), params)
+        all_places = state_shardings(abstract, places, mesh)
+        begin = jax.jit(lambda p: init_state(p, optimizer, 0, options), out_shardings=all_places)
+        state = begin(put_tree(params, places))
+        step = make_train_step(loss, optimizer, lambda _: 1e-2, options, all_places)
+        rows = own_rows(jax.tree.map(np.asarray, dict(batch)), mesh)
+        return step(state, rows, None)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same step on one device, by (model, task)."""
+    found = {}
+
+    def of(name, task):
+        if (name, task) not in found:
+            found[name, task] = jax.device_get(one_step(name, task, {}))
+        return found[name, task]
+
+    return of
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda s: "-".join(f"{a}{n}" for a, n in s.items()))
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+@pytest.mark.parametrize("name", TINY)
+def test_a_step_on_a_mesh_is_that_of_one_device(alone, name, task, sizes):
+    state, metrics = one_step(name, task, sizes)
+    expected, expected_metrics = alone(name, task)
+    for key, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+    # The first moment of the first step is the clipped gradient.
+    moments = [s.opt_state[1][0].mu for s in (jax.device_get(state), expected)]
+    assert_trees_close(*moments, 1e-5)
+    assert_trees_close(jax.device_get(state.params), expected.params, 1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_micro_batches_on_a_mesh(alone, name):
+    state, metrics = one_step(name, "sft", {"data": 2, "fsdp": 2}, accumulation=2)
+    expected, expected_metrics = alone(name, "sft")
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+    assert_trees_close(jax.device_get(state.params), expected.params, 1e-5)
+
+
+def test_state_is_cut_as_the_parameters_are():
+    state, _ = one_step("tiny-moe", "sft", {"data": 2, "fsdp": 4})
+    mlp = "segment_0", "slot_0", "mlp", "gate_proj"
+
+    def at(tree):
+        for key in mlp:
+            tree = tree[key]
+        return tree
+
+    adam = state.opt_state[1][0]
+    for tree in (state.params, state.average, adam.mu, adam.nu):
+        leaf = at(tree)
+        assert leaf.sharding.spec == PartitionSpec(None, None, "fsdp", None)
+        assert leaf.addressable_shards[0].data.nbytes * 4 == leaf.nbytes
+    whole = {
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        if leaf.sharding.is_fully_replicated
+    }
+    assert all("scale" in name or "layer_scalar" in name for name in whole), whole
+
+
+def test_the_loss_gathers_no_hidden_states():
+    """Sorting wanted positions over all devices would."""
+    config, module, params = tiny("tiny-dense")
+    mesh = make_mesh({"data": 8})
+    loss = make_sft_loss(module, config)
+    with jax.set_mesh(mesh):
+        places = shardings(logical_axes(config), params, mesh)
+        batch = own_rows(jax.tree.map(np.asarray, dict(random_batch(16, 24, 512))), mesh)
+        totals = {"targets": np.float32(100), "tokens": np.float32(300)}
+
+        def value(params, batch):
+            return loss(params, batch, totals, jax.random.key(0), None).value
+
+        compiled = jax.jit(jax.grad(value)).lower(put_tree(params, places), batch).compile()
+    text = compiled.as_text()
+    assert "all-reduce" in text  # of the gradients
+    assert "all-gather" not in text and "all-to-all" not in text
+
+
+def test_what_does_not_divide_is_one_line():
+    mesh = make_mesh({"fsdp": 8})
+    with pytest.raises(
+        UserError, match=r"mesh.fsdp is 8, which does not divide the 20 .*: 4, 5, 10"
+    ):
+        spec(("embed", "mlp"), (20, 32), mesh)
+    with pytest.raises(KeyError, match="no rule for the logical axis 'width'"):
+        spec(("width",), (8,), mesh)
+    with pytest.raises(UserError, match=r"batch.rows is 12 .*a multiple of 8"):
+        check_rows(mesh, 12, 1)
+    with pytest.raises(UserError, match="needs 16 devices, there are 8"):
+        make_mesh({"data": 16})

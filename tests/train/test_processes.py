@@ -1,0 +1,147 @@
+"""Real processes train one model, and any number of them goes on where another number stopped.
+
+Slow: each process imports jax and compiles.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from .conftest import sum_pairs, sum_rows, write_rows
+from .helpers import assert_trees_close
+
+pytestmark = pytest.mark.slow
+
+STEPS = 24
+TIMEOUT = 600
+
+
+class Team:
+    """One command line, run by several processes on this machine, into one work folder."""
+
+    def __init__(self, repository: Path, folder: Path, *words: str):
+        self.repository, self.folder, self.words = repository, folder, words
+
+    def start(self, name: str, count: int) -> list[subprocess.Popen[str]]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        if count > 1:
+            environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+            environment["JAX_NUM_PROCESSES"] = str(count)
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", *self.words, "--run.workdir", str(self.folder / name)],
+                cwd=self.repository,
+                env=environment | ({"JAX_PROCESS_ID": str(index)} if count > 1 else {}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(count)
+        ]
+
+    def finish(self, processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+        """Exit codes and outputs."""
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
+        return [process.returncode for process in processes], outputs
+
+    def reach(self, name: str, step: int, processes: list[subprocess.Popen[str]]) -> None:
+        """Wait until a step is in the log."""
+        log = self.folder / name / "metrics.jsonl"
+        deadline = time.monotonic() + TIMEOUT
+        while not (log.exists() and f'"step": {step},' in log.read_text()):
+            assert time.monotonic() < deadline
+            ended = [
+                process.communicate()[0] for process in processes if process.poll() is not None
+            ]
+            assert not ended, ended[0]
+            time.sleep(0.01)
+
+    def final_state(self, name: str):
+        last = self.folder / name / "checkpoints" / str(STEPS)
+        assert json.loads((last / "data" / "metadata").read_text()) == {"batches": STEPS}
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        checkpointer = ocp.StandardCheckpointer()
+        about = checkpointer.metadata(last / "state").item_metadata.tree
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), about
+        )
+        return checkpointer.restore(last / "state", like)
+
+    def losses(self, name: str) -> dict[int, float]:
+        rows = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").open()]
+        return {row["step"]: row["loss"] for row in rows}
+
+
+def command(task: str, model: Path, data: Path) -> list[str]:
+    words = [f"train.{task}", "tiny", "--model.architecture", "", "--model.path", str(model)]
+    words += ["--data.path", str(data), "--run.steps", str(STEPS), "--run.save-every", "3"]
+    words += ["--run.log-every", "1", "--run.samples", "0", "--mesh.fsdp", "-1"]
+    # Adam divides by the root of squared gradients: a tiny eps makes large differences of rounding.
+    words += ["--optim.peak-lr", "1e-3", "--optim.eps", "1e-4"]
+    return [*words, "--batch.rows", "8", "--batch.accumulation", "2"]
+
+
+def assert_same_run(team: Team, name: str, other: str) -> None:
+    """The same rows at every step, each once, and the same parameters but for rounding."""
+    found, expected = team.losses(name), team.losses(other)
+    assert list(found) == list(expected) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+    states = team.final_state(name), team.final_state(other)
+    assert_trees_close(states[0]["params"], states[1]["params"], 1e-5)
+
+
+def test_two_processes_then_one_then_four(repository, model_folder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
+    team = Team(repository, tmp_path, *command("sft", model_folder, data))
+    codes, outputs = team.finish(team.start("alone", 1))
+    assert codes == [0], outputs
+
+    two = team.start("together", 2)
+    team.reach("together", 4, two)
+    two[1].send_signal(signal.SIGTERM)  # one of them is told, all stop after the same step
+    codes, outputs = team.finish(two)
+    assert codes == [128 + signal.SIGTERM] * 2, outputs
+    assert "stopped by SIGTERM after step" in outputs[0], outputs[0]
+    assert "fsdp 2" in outputs[0]
+
+    one = team.start("together", 1)
+    team.reach("together", 14, one)
+    one[0].kill()
+    team.finish(one)
+
+    codes, outputs = team.finish(team.start("together", 4))
+    assert codes == [0] * 4, outputs
+    assert "fsdp 4" in outputs[0]
+    assert_same_run(team, "together", "alone")
+
+
+def test_pairs_with_a_precomputed_reference_adapters_and_an_export(
+    repository, model_folder, tmp_path
+):
+    data = write_rows(tmp_path / "pairs.jsonl", sum_pairs(24))
+    extra = "--lora.rank", "2", "--loss.reference", "precomputed", "--run.export-huggingface"
+    team = Team(repository, tmp_path, *command("dpo", model_folder, data), *extra)
+    for name, count in (("alone", 1), ("together", 2)):
+        codes, outputs = team.finish(team.start(name, count))
+        assert codes == [0] * count, outputs
+    assert_same_run(team, "together", "alone")
+    for file in ("huggingface/config.json", "adapter/adapter_config.json", "report.html"):
+        assert (tmp_path / "together" / file).exists()

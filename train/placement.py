@@ -1,0 +1,118 @@
+"""Where a run's arrays live: state cut as the table in gemma4_jax/sharding.py says, batches by rows.
+
+A mesh of one device goes the same way. Not here: the table, what a step computes (step.py).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs.mesh import MeshConfig
+from gemma4_jax.errors import UserError
+from gemma4_jax.sharding import batch_spec, make_mesh, replicated_bytes, rows_over
+from train.losses import Params
+from train.step import TrainState
+
+
+def open_mesh(config: MeshConfig) -> Mesh:
+    """The mesh of a run, over all devices or as many as its sizes name."""
+    sizes = config.sizes(jax.device_count())
+    later = [axis for axis in ("expert", "seq", "tensor") if sizes[axis] > 1]
+    if later:
+        raise UserError(
+            f"mesh.{later[0]} is {sizes[later[0]]}; training uses data and fsdp so far: "
+            "it must be 1"
+        )
+    mesh = make_mesh(sizes)
+    if jax.process_count() > 1 and mesh.size != jax.device_count():
+        raise UserError(
+            f"the mesh has {mesh.size} devices and the {jax.process_count()} processes {jax.device_count()}; "
+            "set mesh.fsdp to -1, or to what uses all of them"
+        )
+    return mesh
+
+
+def check_rows(mesh: Mesh, rows: int, accumulation: int) -> None:
+    """UserError unless every micro-batch has as many rows for every device."""
+    parts = rows_over(mesh)
+    if rows // accumulation % parts:
+        raise UserError(
+            f"batch.rows is {rows} in {accumulation} micro-batches, {rows // accumulation} rows each; the mesh "
+            f"cuts them in {parts} (data x fsdp), which must divide that: set batch.rows to a multiple of "
+            f"{parts * accumulation}, or the mesh smaller"
+        )
+
+
+def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that this process has whole, placed; as it is if it lies there already."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def put_tree(tree: Any, shardings: Any) -> Any:
+    """`put` leaf by leaf."""
+    return jax.tree.map(put, tree, shardings)
+
+
+def state_shardings(state: TrainState, params: Params, mesh: Mesh) -> TrainState:
+    """Shardings of a train state: of what mirrors a parameter, that parameter's; of counters and factored
+    moments, all of it everywhere.
+
+    state: arrays or shapes. params: shardings of the trained parameters.
+    """
+    known: dict[tuple[str, ...], NamedSharding] = {
+        _names(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(params)
+    }
+    shapes = {
+        _names(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = _names(path)
+        for first in range(len(names)):
+            tail = names[first:]
+            if tail in known and shapes[tail] == leaf.shape:
+                return known[tail]
+        return everywhere
+
+    found: TrainState = jax.tree_util.tree_map_with_path(one, state)
+    return found
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
+
+
+def own_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch of which this process has its own rows, in order of processes."""
+    sharding = NamedSharding(mesh, batch_spec())
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+
+
+def all_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch that every process has whole: cut by rows if they divide, else given to every device."""
+    rows = len(next(iter(batch.values())))
+    spec = PartitionSpec() if rows % rows_over(mesh) else batch_spec()
+    return {name: put(values, NamedSharding(mesh, spec)) for name, values in batch.items()}
+
+
+def describe(mesh: Mesh, state: Any) -> str:
+    """One line: the mesh, and how much of the state every device holds whole."""
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    if not axes:
+        return "on 1 device"
+    whole, total = replicated_bytes(state)
+    return (
+        f"on {mesh.size} devices ({jax.process_count()} processes), {axes}; of {total / 1e6:,.1f} MB of "
+        f"state {whole / 1e6:,.3f} MB are on every device (scales, counters, what no mesh axis cuts)"
+    )
