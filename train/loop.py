@@ -30,7 +30,7 @@ from train.optim import make_optimizer, make_schedule
 from train.progress import Reporter
 from train.report import write_report
 from train.start import Start
-from train.step import StepOptions, TrainState, init_state, make_train_step
+from train.step import StepOptions, TrainState, init_state, make_train_step, state_shardings
 from train.throughput import Profiler, peak_flops, peak_memory, training_flops
 from train.validation import Validation
 from train.watchdog import Watchdog
@@ -89,6 +89,7 @@ def step_options(task: Task) -> StepOptions:
         stochastic_rounding=optim.stochastic_rounding,
         spike_sigma=optim.spike_sigma,
         group_norms=optim.group_norms,
+        offload=optim.offload,
     )
 
 
@@ -157,7 +158,8 @@ def fit(task: Task) -> int:
                 row: dict[str, float] = {}
                 watchdog.pause()
                 if last or step % config.run.log_every == 0:
-                    row = window.close(step) | {"memory_gib": peak_memory()}
+                    row = window.close(step)
+                    row |= {"num_tokens": state.num_tokens(), "memory_gib": peak_memory()}
                 # A signal leaves little time: that checkpoint goes without a validation.
                 if saving and validation is not None and not stopping:
                     window.pause()
@@ -202,11 +204,15 @@ def _restore_or_init(
     if abstract is None:
         dtype = dtype_named(task.config.model.param_dtype)
         abstract = abstract_params(task.start.config, dtype)
+    options = step_options(task)
     like = jax.eval_shape(
-        lambda params: init_state(params, optimizer, task.config.seed, step_options(task)), abstract
+        lambda params: init_state(params, optimizer, task.config.seed, options), abstract
     )
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        like,
+        state_shardings(like, options),
+    )
     restored = checkpointer.restore(like, iterator)
     assert restored is not None  # there is a latest step
     return restored[1]
