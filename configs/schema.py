@@ -168,6 +168,8 @@ class OptimConfig:
     """Stop after so many steps in a row that were skipped (loss or gradient not finite, or a spike)."""
     group_norms: bool = False
     """Log the gradient norm of each group of parameters too (attention, mlp, experts, ...)."""
+    offload: bool = False
+    """Keep the optimiser's moments in host memory between steps, on the device only for the update."""
 
     def __post_init__(self) -> None:
         _check(0 < self.peak_lr < float("inf"), "optim.peak_lr", self.peak_lr, "above 0 and finite")
@@ -403,11 +405,19 @@ class RouterConfig:
     """Weight of the squared log-normaliser of router logits (1e-3 is usual from scratch)."""
     freeze: bool = False
     """Leave routers as they are: what fine-tuning on little data should do."""
+    noise: bool = False
+    """Add noise of a learnt size to router logits in training (arXiv 1701.06538); it is not exported."""
 
     def __post_init__(self) -> None:
         for name in ("balance_loss", "z_loss"):
             value = getattr(self, name)
             _check(0 <= value < float("inf"), f"router.{name}", value, "at least 0 and finite")
+        _check(
+            not (self.noise and self.freeze),
+            "router.noise",
+            self.noise,
+            "False with router.freeze: the noise is there for routers that learn",
+        )
 
 
 from configs.mesh import MeshConfig  # noqa: E402
@@ -437,6 +447,12 @@ class TrainConfig:
                 self.run.keep_best,
                 "0 without data.validation: the best is that of the smallest validation loss",
             )
+        _check(
+            not (self.router.noise and self.lora.rank),
+            "router.noise",
+            self.router.noise,
+            f"False with lora.rank {self.lora.rank}: adapters leave routers as they are",
+        )
         if self.optim.stochastic_rounding:
             _check(
                 self.model.param_dtype == "bfloat16",

@@ -15,6 +15,7 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
     def weigh(leaf: jax.Array) -> jax.Array:
+        leaf = jax.device_put(leaf, jax.memory.Space.Device)  # the moments may be in host memory
         if leaf.dtype == jnp.bool_:
             leaf = leaf.astype(jnp.uint8)
         word = _WORDS[leaf.dtype.itemsize]

@@ -28,7 +28,7 @@ def run(config: DPOConfig) -> int:
 
     from gemma4_jax.data.encode import dpo_encoder
     from gemma4_jax.distributed import main_first, say
-    from train import lora
+    from train import lora, noisy_gate
     from train.data.mixture import Sequences, prepare_data, prepare_validation
     from train.data.pipeline import PairRows
     from train.data.shared_prefix import SharedPrefixRows
@@ -112,7 +112,7 @@ def run(config: DPOConfig) -> int:
         plots=("loss", "rewards/margins", "rewards/accuracies"),
         forwards=float(live),
     )
-    return fit(lora.adapted(task))
+    return fit(noisy_gate.noisy(lora.adapted(task)))
 
 
 if __name__ == "__main__":

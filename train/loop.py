@@ -95,6 +95,7 @@ def step_options(task: Task) -> StepOptions:
         stochastic_rounding=optim.stochastic_rounding,
         spike_sigma=optim.spike_sigma,
         group_norms=optim.group_norms,
+        offload=optim.offload,
     )
 
 
@@ -174,7 +175,8 @@ def _fit(task: Task) -> int:
                 row: dict[str, float] = {}
                 watchdog.pause()
                 if last or step % config.run.log_every == 0:
-                    row = window.close(step) | {"memory_gib": peak_memory()}
+                    row = window.close(step)
+                    row |= {"num_tokens": state.num_tokens(), "memory_gib": peak_memory()}
                 # A signal leaves little time: that checkpoint goes without a validation.
                 if saving and validation is not None and not stopping:
                     window.pause()
@@ -222,7 +224,8 @@ def _abstract_state(task: Task, optimizer: Any) -> TrainState:
         abstract = abstract_params(config, dtype_named(task.config.model.param_dtype))
         axes = logical_axes(config)
     state = jax.eval_shape(functools.partial(_initial_state, task, optimizer), abstract)
-    places = state_shardings(state, shardings(axes, abstract, mesh), mesh)
+    offload = task.config.optim.offload
+    places = state_shardings(state, shardings(axes, abstract, mesh), mesh, offload)
     placed: TrainState = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         state,

@@ -3,6 +3,7 @@
 A mesh of one device goes the same way. Not here: the table, what a step computes (step.py).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from configs.mesh import MeshConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.sharding import batch_spec, make_mesh, replicated_bytes, rows_over
+from train import offload as offloading
 from train.losses import Params
 from train.step import TrainState
 
@@ -61,11 +63,13 @@ def put_tree(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def state_shardings(state: TrainState, params: Params, mesh: Mesh) -> TrainState:
+def state_shardings(
+    state: TrainState, params: Params, mesh: Mesh, offload: bool = False
+) -> TrainState:
     """Shardings of a train state: of what mirrors a parameter, that parameter's; of counters and factored
     moments, all of it everywhere.
 
-    state: arrays or shapes. params: shardings of the trained parameters.
+    state: arrays or shapes. params: shardings of the trained parameters. offload: moments are in host memory.
     """
     known: dict[tuple[str, ...], NamedSharding] = {
         _names(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(params)
@@ -84,7 +88,10 @@ def state_shardings(state: TrainState, params: Params, mesh: Mesh) -> TrainState
         return everywhere
 
     found: TrainState = jax.tree_util.tree_map_with_path(one, state)
-    return found
+    if not offload:
+        return found
+    moments = offloading.shardings(state.opt_state, found.opt_state)
+    return dataclasses.replace(found, opt_state=moments)
 
 
 def _names(path: Any) -> tuple[str, ...]:

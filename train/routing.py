@@ -22,7 +22,8 @@ _ROUTER_LEAVES = ("router_proj", "router_scale", "expert_scale")
 
 def is_router(path: Any) -> bool:
     """Whether a path of the parameter tree leads to a part of a router."""
-    return str(path[-1].key) in _ROUTER_LEAVES
+    last = path[-1]
+    return isinstance(last, jax.tree_util.DictKey) and str(last.key) in _ROUTER_LEAVES
 
 
 def freeze_router(params: Any) -> Any:

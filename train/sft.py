@@ -26,7 +26,7 @@ def run(config: SFTConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
     from gemma4_jax.data.encode import sft_encoder
     from gemma4_jax.distributed import main_first, say
-    from train import lora
+    from train import lora, noisy_gate
     from train.data.mixture import Sequences, prepare_data, prepare_validation
     from train.data.pipeline import PackedRows, SFTRows, Source
     from train.loop import Task, fit
@@ -80,7 +80,7 @@ def run(config: SFTConfig) -> int:
         perplexity=True,
         plots=("loss", "grad_norm"),
     )
-    return fit(lora.adapted(task))
+    return fit(noisy_gate.noisy(lora.adapted(task)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from train import offload
 from train.losses import Batch, Loss, LossFn, Params, batch_totals
 
 Metrics = dict[str, jax.Array]
@@ -25,6 +27,7 @@ class TrainState:
 
     step: int32 [], batches seen. params, opt_state: trees. rng: uint32 key data.
     bad_steps: int32 [], skipped steps in a row up to now; skipped: int32 [], in the whole run.
+    tokens: uint32 [2], tokens of all batches seen, padding left out: low and high word.
     typical_loss, loss_spread: float32 [], running mean of the loss and of its squared distance from that.
     reference: parameters of a reference that follows the policy (TR-DPO), or None.
     average: float32 exponential moving average of the parameters, or None.
@@ -36,10 +39,16 @@ class TrainState:
     rng: jax.Array
     bad_steps: jax.Array
     skipped: jax.Array
+    tokens: jax.Array
     typical_loss: jax.Array
     loss_spread: jax.Array
     reference: Params | None = None
     average: Params | None = None
+
+    def num_tokens(self) -> int:
+        """`tokens` as one number; waits for the step that made it."""
+        low, high = (int(word) for word in np.asarray(self.tokens))
+        return (high << 32) + low
 
 
 # (state, batch, frozen) -> (new state, metrics); the state handed in is used up.
@@ -54,7 +63,7 @@ class StepOptions:
     towards the policy, by the share sync_alpha; 0: it stays what it was. average_decay: of the moving
     average of the parameters; 0: none. stochastic_rounding: of bfloat16 parameters. spike_sigma: how many
     deviations above the running mean make a loss a spike; 0: none is. group_norms: log gradient norms by
-    group.
+    group. offload: moments are in host memory between steps.
     """
 
     accumulation: int = 1
@@ -64,6 +73,7 @@ class StepOptions:
     stochastic_rounding: bool = False
     spike_sigma: float = 0.0
     group_norms: bool = False
+    offload: bool = False
 
 
 def init_state(
@@ -85,6 +95,7 @@ def init_state(
         rng=jax.random.key_data(jax.random.key(seed)),
         bad_steps=jnp.int32(0),
         skipped=jnp.int32(0),
+        tokens=jnp.zeros(2, jnp.uint32),
         typical_loss=jnp.float32(0),
         loss_spread=jnp.float32(0),
         reference=reference,
@@ -152,7 +163,8 @@ def make_train_step(
         spike, watched = _watch_loss(state, loss.value, options.spike_sigma)
         good = jnp.isfinite(loss.value) & jnp.isfinite(grad_norm) & ~spike
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        held = offload.to_device(state.opt_state) if options.offload else state.opt_state
+        updates, opt_state = optimizer.update(grads, held, state.params)
         params = apply_updates(
             state.params, updates, rounding if options.stochastic_rounding else None
         )
@@ -160,14 +172,16 @@ def make_train_step(
         def keep(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
+        opt_state = keep(opt_state, held)
         new_state = dataclasses.replace(
             watched,
             step=state.step + 1,
             params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            opt_state=offload.to_host(opt_state) if options.offload else opt_state,
             rng=jax.random.key_data(rng),
             bad_steps=jnp.where(good, 0, state.bad_steps + 1),
             skipped=state.skipped + ~good,
+            tokens=_count(state.tokens, batch),
         )
         metrics = {
             "loss": loss.value,
@@ -182,6 +196,13 @@ def make_train_step(
 
     places = None if shardings is None else (shardings, None)
     return jax.jit(step, donate_argnums=0, out_shardings=places)
+
+
+def _count(tokens: jax.Array, batch: Batch) -> jax.Array:
+    """`tokens` [2] and those of a batch. In two words: one overflows at 4.3e9."""
+    here = (batch["segment_ids"] > 0).sum(dtype=jnp.uint32)
+    low = tokens[0] + here
+    return jnp.stack([low, tokens[1] + (low < here).astype(jnp.uint32)])
 
 
 def _follow(state: TrainState, options: StepOptions) -> TrainState:

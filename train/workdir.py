@@ -14,9 +14,9 @@ from configs.schema import AnyConfig, SFTConfig, flatten
 from gemma4_jax.distributed import barrier, is_main
 from gemma4_jax.errors import UserError
 
-# May differ when a run goes on: they change neither the model nor the data, only where and how often
-# something is written. The data's contents, and the weights of a mixture, are compared by fingerprint instead
-# of by path.
+# May differ when a run goes on: they change neither the model nor the data, only where something is held, and
+# where and how often it is written. The data's contents, and the weights of a mixture, are compared by
+# fingerprint instead of by path.
 _FREE = frozenset(
     {
         "run.workdir",
@@ -31,6 +31,7 @@ _FREE = frozenset(
         "run.profile_steps",
         "run.peak_tflops",
         "run.export_huggingface",
+        "optim.offload",
         "data.path",
         "data.validation",
         "data.mixture",

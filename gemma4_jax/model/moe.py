@@ -3,6 +3,7 @@
 Letters: M tokens (B * T), D d_model, F expert width, E experts, A active experts per token.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,27 @@ from gemma4_jax.sharding import over_rows
 
 # (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
 GroupedMatmul = Callable[[Array, Array, Array], Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterNoise:
+    """What stands as `router_noise` beside a router whose logits get noise; stacked over layers as it is.
+
+    weight: W_noise [D, E]. key: key data of the draw, uint32 [2].
+    """
+
+    weight: Array
+    key: Array
+
+
+def noisy_logits(
+    logits: Float[Array, "M E"], read: Float[Array, "M D"], noise: RouterNoise
+) -> Float[Array, "M E"]:
+    """logits + N(0, 1) * softplus(x W_noise), x what the router reads (arXiv 1701.06538, equation 4)."""
+    weight = noise.weight.astype(jnp.float32)
+    size = jax.nn.softplus(jnp.einsum("md,de->me", read, weight))
+    return logits + jax.random.normal(jax.random.wrap_key_data(noise.key), logits.shape) * size
 
 
 def route(
@@ -124,6 +146,10 @@ class MoE(nn.Module):
         rows = stream.reshape(-1, d_model)
         read = rms_normalize(rows, self.config.norm_eps) * router_scale * d_model**-0.5
         logits = jnp.einsum("md,de->me", read, router, preferred_element_type=jnp.float32)
+        # No parameter of the model: whoever trains with noise puts it there, with a key for each pass.
+        noise: Any = self.get_variable("params", "router_noise")
+        if isinstance(noise, RouterNoise):
+            logits = noisy_logits(logits, read, noise)
         weights, index, probabilities = route(logits, expert_scale, moe.num_experts_per_token)
         self.sow("intermediates", "router_probs", probabilities)
         self.sow("intermediates", "topk_weight", weights)

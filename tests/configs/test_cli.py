@@ -79,6 +79,14 @@ def test_both_spellings_and_none():
         (("tiny", *NEEDED, "--lora.base-quantization", "nf4"), ["'nf4'", "set lora.rank"]),
         (("tiny", *NEEDED, "--lora.base-quantization", "fp4"), ["'fp4'", "'nf4'"]),
         (("tiny", *NEEDED, "--lora.targets", "router"), ["'router'", "'experts'"]),
+        (
+            ("tiny", *NEEDED, "--router.noise", "--router.freeze"),
+            ["router.noise is True", "freeze"],
+        ),
+        (
+            ("tiny", *NEEDED, "--router.noise", "--lora.rank", "4"),
+            ["router.noise is True", "rank 4"],
+        ),
         (("tiny", *NEEDED, "--lora.rnk", "4"), ["--lora.rnk", "mean --lora.rank?"]),
     ],
 )

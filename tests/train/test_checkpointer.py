@@ -40,7 +40,7 @@ class Rows:
 def state_at(step: int, size: int = 1000) -> TrainState:
     params = {"w": jnp.arange(size, dtype=jnp.float32) + step}
     state = init_state(params, optax.adamw(1e-3), 0)
-    return TrainState(**{**vars(state), "step": jnp.int32(step)})
+    return TrainState(**{**vars(state), "step": jnp.int32(step), "tokens": jnp.uint32([step, 1])})
 
 
 def like(size: int = 1000) -> TrainState:

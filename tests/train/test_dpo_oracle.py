@@ -183,6 +183,7 @@ def test_one_optimiser_step(case):
     )
     state = init_state(jax.tree.map(jnp.copy, case.policy.params), optimizer, seed=0)
     state, metrics = step(state, case.batch, case.reference.params)
+    assert state.num_tokens() == case.expected["metrics"]["num_tokens"]
     expected = case.expected["train_log_1step"][0]
     for name in ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins"):
         assert float(metrics[name]) == pytest.approx(expected[name], rel=RELATIVE), name

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from configs.schema import OptimConfig, PreferenceConfig, RouterConfig
+from gemma4_jax.model.adapters import LoRA, attach, init_adapters
 from train.losses import batch_totals, make_dpo_loss, make_sft_loss
 from train.optim import make_optimizer, make_schedule
+from train.routing import freeze_router
 from train.step import accumulate, init_state, make_train_step
 
 from .helpers import random_batch, random_pairs, tiny
@@ -103,6 +105,20 @@ def test_micro_batches_weigh_by_their_tokens():
     assert float(total / weight) == pytest.approx(wanted, rel=1e-5)
     plain, _ = values(make_sft_loss(module, config), params, batch)
     assert float(split.value) == pytest.approx(float(plain.value) + wanted, rel=1e-5)
+
+
+def test_a_frozen_router_beside_adapters():
+    config, _, params = tiny("tiny-moe")
+    lora = LoRA(rank=2, targets=("experts",))
+    joined = attach(params, init_adapters(config, lora, 0, params), lora)
+
+    def total(params):
+        leaves = jax.tree_util.tree_leaves_with_path(freeze_router(params))
+        return sum(leaf.sum() for path, leaf in leaves if path[0].key == "segment_0")
+
+    moved = jax.tree.map(lambda g: bool(g.any()), jax.grad(total)(joined))
+    slot = moved["segment_0"]["slot_0"]["moe"]
+    assert not slot["router_proj"] and slot["gate_proj"].lora_a
 
 
 def test_a_frozen_router_stays_bit_for_bit_while_experts_learn():

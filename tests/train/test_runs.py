@@ -16,8 +16,9 @@ import pytest
 
 from configs import cli, dpo, sft
 from gemma4_jax import checkpoint
-from gemma4_jax.data.encode import sft_encoder
+from gemma4_jax.data.encode import dpo_encoder, sft_encoder
 from gemma4_jax.errors import UserError
+from gemma4_jax.presets import preset
 from tests.oracle.theirs import their_logits
 from train import dpo as train_dpo
 from train import metrics
@@ -60,6 +61,9 @@ def test_sft_learns_and_leaves_everything_behind(finished, model_folder):
     rows = rows_of(work)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    # Of packed rows of 96 most is tokens, and none is padding.
+    each = np.diff([0, *(row["num_tokens"] for row in rows)])
+    assert (each > 4 * 96 / 2).all() and (each < 4 * 96).all()
     assert (work / "metrics.png").stat().st_size > 1000
     saved = json.loads((work / "config.json").read_text())
     assert saved["task"] == "sft"
@@ -176,6 +180,12 @@ def test_dpo_precomputed_and_live(model_folder, dpo_file, tmp_path):
     assert last["rewards/chosen"] > last["rewards/rejected"]
     for one, two in zip(rows["precomputed"], rows["live"], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    # Six steps of four pairs are the data once: both sides of each pair, prompts too, padding not.
+    tokenizer = checkpoint.load(model_folder).tokenizer
+    encode = dpo_encoder(tokenizer, preset("tiny-dense").family, "keep")
+    pairs = [side for row in sum_pairs(24) for e in encode(row).examples for side in e]
+    assert last["num_tokens"] == sum(len(side.tokens) for side in pairs)
+    assert first["num_tokens"] < last["num_tokens"]
     files = list((tmp_path / "precomputed" / "reference").glob("*.f32"))
     assert len(files) == 1 and files[0].stat().st_size == 24 * 2 * 4
 
@@ -374,7 +384,8 @@ def test_a_mixture_with_bad_rows_in_buckets_from_workers(
     ]
     assert json.loads(rejected.read_text())["where"] == f"{other}:2"
     whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
-    assert [row["loss"] for row in whole] == [row["loss"] for row in parts]
+    for name in ("loss", "num_tokens"):
+        assert [row[name] for row in whole] == [row[name] for row in parts]
     assert len(whole) == 6 and all(row["input_wait"] >= 0 for row in whole[1:])
 
 

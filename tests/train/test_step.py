@@ -316,6 +316,18 @@ def number_batch(slope=1.0, add=0.0):
 NUMBERS = {"q_proj": jnp.full((2, 3), 2.0), "scale": jnp.full(3, 1.0)}
 
 
+def test_tokens_are_counted_past_32_bits():
+    step, state = make(linear_loss, NUMBERS)
+    almost = dataclasses.replace(state, tokens=jnp.uint32([2**32 - 3, 0]))
+    state, _ = step(almost, number_batch(), None)
+    assert state.num_tokens() == 2**32 - 1
+    # A step that is skipped has seen its tokens too.
+    state, metrics = step(state, number_batch(add=float("nan")), None)
+    assert metrics["skipped"] == 1 and state.num_tokens() == 2**32 + 1
+    padded = {**number_batch(), "segment_ids": jnp.asarray([[1, 0]])}
+    assert step(state, padded, None)[0].num_tokens() == 2**32 + 2
+
+
 def test_a_moving_average_follows():
     step, state = make(linear_loss, NUMBERS, StepOptions(average_decay=0.9), clip_norm=1e9)
     history = [state.params["scale"]]
