@@ -13,9 +13,9 @@ from typing import Any
 from configs.schema import AnyConfig, SFTConfig, flatten
 from gemma4_jax.errors import UserError
 
-# May differ when a run goes on: they change neither the model nor the data, only where and how often
-# something is written. The data's contents, and the weights of a mixture, are compared by fingerprint instead
-# of by path.
+# May differ when a run goes on: they change neither the model nor the data, only where it runs, and where
+# and how often something is written. The data's contents, and the weights of a mixture, are compared by
+# fingerprint instead of by path.
 _FREE = frozenset(
     {
         "run.workdir",
@@ -35,6 +35,11 @@ _FREE = frozenset(
         "data.mixture",
         "data.workers",
         "data.cache_dir",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.expert",
+        "mesh.seq",
+        "mesh.tensor",
     }
 )
 

@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from configs.losses import PreferenceConfig
 from configs.schema import (
     BatchConfig,
     DataConfig,
     DPOConfig,
     ModelSource,
     OptimConfig,
-    PreferenceConfig,
     RunConfig,
     SFTConfig,
 )

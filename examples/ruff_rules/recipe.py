@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.losses import PreferenceConfig
 from configs.schema import (
     BatchConfig,
     DataConfig,
     DPOConfig,
     ModelSource,
     OptimConfig,
-    PreferenceConfig,
     RunConfig,
     SFTConfig,
 )

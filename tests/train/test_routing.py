@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.schema import OptimConfig, PreferenceConfig, RouterConfig
+from configs.losses import PreferenceConfig, RouterConfig
+from configs.schema import OptimConfig
 from train.losses import batch_totals, make_dpo_loss, make_sft_loss
 from train.optim import make_optimizer, make_schedule
 from train.step import accumulate, init_state, make_train_step
