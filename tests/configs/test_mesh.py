@@ -9,7 +9,9 @@ import pytest
 from configs import cli, sft
 from configs.checks import ConfigError
 from configs.mesh import MeshConfig
-from configs.schema import TrainConfig, flatten
+from configs.schema import BatchConfig, RunConfig, SFTConfig, TrainConfig, flatten
+from gemma4_jax.errors import UserError
+from train.workdir import Workdir
 
 AXES = ("data", "fsdp", "expert", "seq", "tensor")
 
@@ -109,3 +111,13 @@ def test_it_is_part_of_every_run(capsys):
     with pytest.raises(SystemExit):
         cli.parse("train.sft", sft.PRESETS, (*needed, "--mesh.tensro", "2"))
     assert "did you mean --mesh.tensor?" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_another_mesh(tmp_path):
+    def config(**changes):
+        return SFTConfig(run=RunConfig(workdir=str(tmp_path)), **changes)
+
+    (Workdir(config()).checkpoints / "1").mkdir()
+    Workdir(config(mesh=MeshConfig(data=2, fsdp=-1, expert=2, seq=2, tensor=2)))
+    with pytest.raises(UserError, match=r"batch\.rows was 16, is 8"):
+        Workdir(config(batch=BatchConfig(rows=8)))
