@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.measure import emit
-from configs.schema import PreferenceConfig
+from configs.losses import PreferenceConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError, report_user_errors

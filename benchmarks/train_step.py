@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from benchmarks.measure import emit, peak_rss_mib, timed
-from configs.schema import PreferenceConfig
+from configs.losses import PreferenceConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.checkpoint.safetensors import read_json
 from gemma4_jax.errors import UserError, report_user_errors

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
-from configs.schema import AnyConfig, ConfigError, flatten, require
+from configs.checks import ConfigError
+from configs.schema import AnyConfig, flatten, require
 
 Config = TypeVar("Config", bound=AnyConfig)
 

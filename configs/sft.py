@@ -1,22 +1,19 @@
 """Presets of supervised fine-tuning. A preset is a function that returns a whole configuration.
 
+The plain ones are here, on whatever device there is; hardware.py fits them to named hardware.
+
 Memory figures are arithmetic, not measurements: full fine-tuning with float32 parameters and AdamW
 holds 16 bytes a parameter (weights 4, gradient 4, two moments 8) before activations. With adapters
 that is so for them alone; the model takes 2 bytes a parameter, or about 0.6 in 4 bits (tables: 2).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from configs import hardware
+from configs.adapters import LoRAConfig
 from configs.mesh import MeshConfig
-from configs.schema import (
-    BatchConfig,
-    DataConfig,
-    LoRAConfig,
-    ModelSource,
-    OptimConfig,
-    RunConfig,
-    SFTConfig,
-)
+from configs.schema import BatchConfig, DataConfig, ModelSource, OptimConfig, RunConfig, SFTConfig
 
 
 def tiny() -> SFTConfig:
@@ -113,7 +110,7 @@ def e2b_lora() -> SFTConfig:
     Expect: the first loss of e2b to the last digits bfloat16 has (adapters start as nothing), then falling.
     Leaves `adapter` for PEFT and merged weights in `huggingface`. Not yet run on real weights.
     """
-    return _lora(LoRAConfig(rank=16, alpha=32.0, targets=("attention", "mlp", "per_layer_input")))
+    return _lora(hardware.SIZES["e2b"].adapters)
 
 
 def lora_26b_a4b() -> SFTConfig:
@@ -122,7 +119,7 @@ def lora_26b_a4b() -> SFTConfig:
     Command: `python -m train.sft 26b-a4b-lora --model.path DIR --data.path rows.jsonl --run.workdir RUN`
     Expect: as for e2b-lora. The router stays as it is. Not yet run on real weights.
     """
-    return _lora(LoRAConfig(rank=8, alpha=16.0))
+    return _lora(hardware.SIZES["26b-a4b"].adapters)
 
 
 def qlora_31b() -> SFTConfig:
@@ -131,7 +128,7 @@ def qlora_31b() -> SFTConfig:
     Command: `python -m train.sft 31b-qlora --model.path DIR --data.path rows.jsonl --run.workdir RUN`
     Expect: a first loss a few hundredths above 31b's, from rounding to 4 bits. Not yet run on real weights.
     """
-    return _lora(LoRAConfig(rank=16, alpha=32.0, base_quantization="nf4"))
+    return _lora(replace(hardware.SIZES["31b"].adapters, base_quantization="nf4"))
 
 
 PRESETS: dict[str, Callable[[], SFTConfig]] = {
@@ -145,3 +142,11 @@ PRESETS: dict[str, Callable[[], SFTConfig]] = {
     "26b-a4b-lora": lora_26b_a4b,
     "31b-qlora": qlora_31b,
 }
+
+
+def _plain(offer: hardware.Offer) -> SFTConfig:
+    """What an offer's model is trained with wherever it runs."""
+    return _lora(offer.lora) if offer.trains_adapters else PRESETS[offer.size]()
+
+
+PRESETS |= hardware.presets("sft", _plain)

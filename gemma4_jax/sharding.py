@@ -22,6 +22,7 @@ BATCH = ("data", "fsdp")
 # Logical axis of a parameter -> mesh axis; None: never cut.
 RULES: Mapping[str, str | None] = {
     "vocab": "tensor",
+    "per_layer_vocab": "fsdp",  # the table of per-layer inputs has no axis of width d_model
     "embed": "fsdp",
     "norm": None,  # a few numbers a layer: gathering them would cost more than keeping them
     "heads": "tensor",

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from configs.schema import LoRAConfig
+from configs.adapters import LoRAConfig
 from gemma4_jax.checkpoint import save_adapter
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.distributed import barrier, is_main, say

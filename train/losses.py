@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from configs.schema import PreferenceConfig, RouterConfig, SFTLossConfig
+from configs.losses import PreferenceConfig, RouterConfig, SFTLossConfig
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.logprobs import TokenScores, token_logprobs, token_scores
 from train.branches import branch_sums

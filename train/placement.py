@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from configs.checks import ConfigError
 from configs.mesh import MeshConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.sharding import batch_spec, make_mesh, replicated_bytes, rows_over
@@ -21,7 +22,10 @@ from train.step import TrainState
 
 def open_mesh(config: MeshConfig) -> Mesh:
     """The mesh of a run, over all devices or as many as its sizes name."""
-    sizes = config.sizes(jax.device_count())
+    try:
+        sizes = config.sizes(jax.device_count())
+    except ConfigError as error:
+        raise UserError(str(error)) from None
     later = [axis for axis in ("expert", "seq", "tensor") if sizes[axis] > 1]
     if later:
         raise UserError(
@@ -117,7 +121,7 @@ def describe(mesh: Mesh, state: Any) -> str:
     """One line: the mesh, and how much of the state every device holds whole."""
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     if not axes:
-        return "on 1 device"
+        return f"on 1 of {jax.device_count()} devices" if jax.device_count() > 1 else "on 1 device"
     whole, total = replicated_bytes(state)
     return (
         f"on {mesh.size} devices ({jax.process_count()} processes), {axes}; of {total / 1e6:,.1f} MB of "

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from configs.schema import PreferenceConfig
+from configs.losses import PreferenceConfig
 
 # exp(80) is the last power of ten decades that float32 holds with room for a product.
 _LARGEST_EXPONENT = 80.0

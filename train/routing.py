@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from configs.schema import RouterConfig
+from configs.losses import RouterConfig
 from gemma4_jax.config import ModelConfig
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]

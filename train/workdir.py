@@ -14,8 +14,8 @@ from configs.schema import AnyConfig, SFTConfig, flatten
 from gemma4_jax.distributed import barrier, is_main
 from gemma4_jax.errors import UserError
 
-# May differ when a run goes on: they change neither the model nor the data, only where something is held, and
-# where and how often it is written. The data's contents, and the weights of a mixture, are compared by
+# May differ when a run goes on: they change neither the model nor the data, only where it runs and is held, and
+# where and how often something is written. The data\'s contents, and the weights of a mixture, are compared by
 # fingerprint instead of by path.
 _FREE = frozenset(
     {
@@ -37,7 +37,11 @@ _FREE = frozenset(
         "data.mixture",
         "data.workers",
         "data.cache_dir",
-        *(f"mesh.{axis}" for axis in ("data", "fsdp", "expert", "seq", "tensor")),
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.expert",
+        "mesh.seq",
+        "mesh.tensor",
     }
 )
 

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from configs.losses import PreferenceConfig
 from configs.mesh import MeshConfig
 from configs.schema import (
     BatchConfig,
@@ -18,7 +19,6 @@ from configs.schema import (
     DPOConfig,
     ModelSource,
     OptimConfig,
-    PreferenceConfig,
     RunConfig,
     SFTConfig,
 )

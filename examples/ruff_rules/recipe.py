@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.losses import PreferenceConfig
 from configs.mesh import MeshConfig
 from configs.schema import (
     BatchConfig,
@@ -16,7 +17,6 @@ from configs.schema import (
     DPOConfig,
     ModelSource,
     OptimConfig,
-    PreferenceConfig,
     RunConfig,
     SFTConfig,
 )

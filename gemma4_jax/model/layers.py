@@ -185,7 +185,7 @@ class PerLayerEmbedder(nn.Module):
             self,
             "table",
             (c.per_layer_vocab_size, *per_layer),
-            ("vocab", *axes),
+            ("per_layer_vocab", *axes),
             fan_in(per_layer[1]),
         )
         self.projection = param(

@@ -1,14 +1,15 @@
 """Every resolved preset, as text: a changed default shows in review.
 
-After an intended change: `python tests/configs/test_golden.py` writes the files anew.
+Of the presets by hardware one file a task, with what differs from a plain configuration of it. After an
+intended change: `python tests/configs/test_golden.py` writes the files anew.
 """
 
 from pathlib import Path
 
 import pytest
 
-from configs import dpo, sft
-from configs.schema import render, require
+from configs import dpo, hardware, sft
+from configs.schema import AnyConfig, DPOConfig, SFTConfig, render, require
 
 GOLDEN = Path(__file__).parent / "golden"
 RESOLVED = {
@@ -16,15 +17,40 @@ RESOLVED = {
     for task, presets in (("sft", sft.PRESETS), ("dpo", dpo.PRESETS))
     for name, preset in presets.items()
 }
+BY_HARDWARE = {f"{task}-{offer.name}" for task in ("sft", "dpo") for offer in hardware.OFFERS}
 
 
-@pytest.mark.parametrize("name", RESOLVED)
+def changes(config: AnyConfig) -> str:
+    """The lines of a configuration that are not those of its type's defaults."""
+    usual = render(type(config)()).splitlines()
+    lines = render(config).splitlines()
+    return "".join(f"{new}\n" for new, old in zip(lines, usual, strict=True) if new != old)
+
+
+def golden() -> dict[str, str]:
+    """Texts by name of their file."""
+    plain = {name: render(RESOLVED[name]()) for name in RESOLVED.keys() - BY_HARDWARE}
+    for task in ("sft", "dpo"):
+        names = [name for name in RESOLVED if name in BY_HARDWARE and name.startswith(task)]
+        texts = [f"# {name}\n{changes(RESOLVED[name]())}" for name in names]
+        plain[f"{task}-by-hardware"] = "\n".join(texts)
+    return plain
+
+
+@pytest.mark.parametrize("name", golden())
 def test_preset_is_as_recorded(name):
-    assert render(RESOLVED[name]()) == (GOLDEN / f"{name}.txt").read_text()
+    assert golden()[name] == (GOLDEN / f"{name}.txt").read_text()
 
 
 def test_no_golden_file_is_left_over():
-    assert {file.stem for file in GOLDEN.glob("*.txt")} == set(RESOLVED)
+    assert {file.stem for file in GOLDEN.glob("*.txt")} == set(golden())
+
+
+def test_a_plain_name_is_never_that_of_an_offer():
+    assert len({offer.name for offer in hardware.OFFERS}) == len(hardware.OFFERS)
+    assert set(RESOLVED) > BY_HARDWARE
+    assert {"e2b-lora", "26b-a4b-lora", "31b-qlora", "31b"} <= set(sft.PRESETS)
+    assert changes(SFTConfig()) == changes(DPOConfig()) == ""
 
 
 @pytest.mark.parametrize("name", RESOLVED)
@@ -54,5 +80,5 @@ def test_preset_runs_once_the_user_named_his_things(name):
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for name, preset in RESOLVED.items():
-        (GOLDEN / f"{name}.txt").write_text(render(preset()))
+    for name, text in golden().items():
+        (GOLDEN / f"{name}.txt").write_text(text)

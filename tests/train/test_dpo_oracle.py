@@ -16,7 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs.schema import OptimConfig, PreferenceConfig, PreferenceLoss
+from configs.losses import PreferenceConfig, PreferenceLoss
+from configs.schema import OptimConfig
 from gemma4_jax import checkpoint
 from gemma4_jax.checkpoint.huggingface import prefix, text_tensors
 from gemma4_jax.data.encode import Sequence

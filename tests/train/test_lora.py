@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs.schema import OptimConfig, PreferenceConfig
+from configs.losses import PreferenceConfig
+from configs.schema import OptimConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.adapters import (

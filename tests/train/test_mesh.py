@@ -6,7 +6,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs.schema import PreferenceConfig
+from configs.losses import PreferenceConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import logical_axes
 from gemma4_jax.sharding import make_mesh, shardings, spec

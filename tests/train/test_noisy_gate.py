@@ -10,13 +10,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import sft
-from configs.schema import RouterConfig
+from configs.losses import RouterConfig
 from gemma4_jax import checkpoint
 from gemma4_jax.build import Model, transformer
 from gemma4_jax.model.layers import rms_normalize
 from gemma4_jax.model.moe import MoE, RouterNoise
 from gemma4_jax.model.transformer import abstract_params, init_params
 from gemma4_jax.presets import preset
+from gemma4_jax.sharding import make_mesh
 from gemma4_jax.text.tokenizer import Tokenizer
 from train import sft as train_sft
 from train.loop import Task
@@ -144,7 +145,9 @@ def made(name: str, **router) -> Task:
     """A task of a tiny model, as far as noise concerns it."""
     config, module, params = tiny(name)
     loss_fn = make_sft_loss(module, config)
-    start = Start(config=config, tokenizer=None, module=module, load=lambda: params)
+    start = Start(
+        config=config, tokenizer=None, module=module, mesh=make_mesh({}), load=lambda: params
+    )
     run = dataclasses.replace(sft.PRESETS["tiny"](), router=RouterConfig(**router))
     return Task(
         config=run, start=start, workdir=None, source=None, loss_fn=loss_fn, initial=start.load

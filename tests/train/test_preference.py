@@ -9,15 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.schema import (
-    BatchConfig,
-    ConfigError,
-    DataConfig,
-    DPOConfig,
-    LoRAConfig,
-    PreferenceConfig,
-    PreferenceLoss,
-)
+from configs.adapters import LoRAConfig
+from configs.checks import ConfigError
+from configs.losses import PreferenceConfig, PreferenceLoss
+from configs.schema import BatchConfig, DataConfig, DPOConfig
 from gemma4_jax.logprobs import TokenScores
 from train.losses import batch_totals, completion_weights, pair_loss
 from train.preference import LOSSES, Pairs, preference_losses

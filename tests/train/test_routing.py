@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.schema import OptimConfig, PreferenceConfig, RouterConfig
+from configs.losses import PreferenceConfig, RouterConfig
+from configs.schema import OptimConfig
 from gemma4_jax.model.adapters import LoRA, attach, init_adapters
 from train.losses import batch_totals, make_dpo_loss, make_sft_loss
 from train.optim import make_optimizer, make_schedule

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs.schema import OptimConfig, PreferenceConfig, SFTLossConfig
+from configs.losses import PreferenceConfig, SFTLossConfig
+from configs.schema import OptimConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.data.encode import Sequence
 from gemma4_jax.model.layers import soft_cap
