@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gemma4_jax.errors import UserError
@@ -95,9 +96,12 @@ def stopping_at(step: int) -> bool:
 
 
 def on_this_host(tree: Any) -> Any:
-    """The tree with whole arrays in this process's memory, as numpy; all processes must ask."""
+    """The tree with whole arrays on this process's own devices; all processes must ask. One process alone gets
+    the tree as it is."""
     if jax.process_count() == 1:
-        return jax.device_get(tree)
+        return tree
     from jax.experimental import multihost_utils
 
-    return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), tree)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree
+    )

@@ -299,9 +299,8 @@ def _reads(task: Task, state: TrainState) -> Any:
     return task.frozen if state.reference is None else state.reference
 
 
-def _model(task: Task, params: Params) -> Model:
+def _model(task: Task, whole: Params) -> Model:
     start = task.start
-    whole = task.whole(params)
     return build(start.config, whole, start.tokenizer, chat_template=start.chat_template)
 
 
@@ -313,7 +312,9 @@ def _sample(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
         say("no samples: several processes share the model")
         return
     try:
-        answers = samples.ask(_model(task, state.params), list(task.prompts), int(state.step))
+        answers = samples.ask(
+            _model(task, task.whole(state.params)), list(task.prompts), int(state.step)
+        )
         samples.note(task.workdir.samples, answers)
     except (UserError, OSError) as error:
         say(f"no samples: {error}")
@@ -325,7 +326,9 @@ def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     _sample(task, state, say)
     if config.run.export_huggingface:
         # All processes have a part of every array, so that all are needed.
-        params = on_this_host(_exported(state))
+        trained = _exported(state)
+        whole = on_this_host(task.whole(trained))
+        trained = on_this_host(trained)
     if not is_main():
         return
     metrics.plot(workdir.metrics, workdir.plot, task.plots)
@@ -344,7 +347,7 @@ def _finish(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     if state.average is not None:
         say(f"exported: the moving average of the parameters ({config.optim.average_decay})")
     if task.save_adapter is not None:
-        task.save_adapter(params, workdir.adapter)
+        task.save_adapter(trained, workdir.adapter)
         say(f"PEFT adapter {workdir.adapter}")
-    checkpoint.save_huggingface(_model(task, params), workdir.huggingface)
+    checkpoint.save_huggingface(_model(task, whole), workdir.huggingface)
     say(f"Hugging Face folder {workdir.huggingface}")

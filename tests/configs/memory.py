@@ -3,8 +3,8 @@
 Parameters, their quantised form, adapters and optimiser state are abstract versions of the real ones; what a
 step adds while it runs is estimated. Nothing here reads the presets' own arithmetic.
 
-What the devices of `fsdp` share is what the table of rules says; the rest (norms, halves of adapters) is whole on
-every device. Assumed: one layer is gathered while it runs, the next one while it does. The token table is
+What the devices of `fsdp` share is what the table of rules says; the rest (norms, halves of adapters) is whole
+on every device. Assumed: one layer is gathered while it runs, the next one while it does. The token table is
 gathered for the loss, its gradient is whole before it is split.
 """
 

@@ -112,8 +112,9 @@ def test_fresh_adapters_change_no_bit(name):
     [
         *((name, "none", {}) for name in TINY),
         *((name, "full", {}) for name in TINY),
-        # As strong as the others: 3 / sqrt(4) is 6 / 4.
-        ("tiny-ple", "dots", {"dora": True, "rslora": True, "alpha": 3.0}),
+        # As strong as the others: 3 / sqrt(4) is 6 / 4. Not on tiny-ple, whose gradients are sums that
+        # cancel: with DoRA, rounding reaches 1.2e-5 of a leaf on one version of jax.
+        ("tiny-dense", "dots", {"dora": True, "rslora": True, "alpha": 3.0}),
         ("tiny-dense", "full", {"dora": True}),
     ],
 )

@@ -159,8 +159,9 @@ def test_twenty_interruptions_a_corrupt_checkpoint_and_a_full_disk(
 
     def interrupt(number: int, moment: Callable[[Path], bool]) -> bool:
         code, output = drill.interrupt("killed", number, moment)
-        ends = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
-        assert code in (0, ends[number]), output
+        # -SIGTERM: it came before the run listened.
+        ends = {signal.SIGKILL: (-9,), signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM)}
+        assert code in (0, *ends[number]), output
         return code != 0
 
     done = interrupt(signal.SIGKILL, lambda work: (time.sleep(chance.uniform(0, 4)), True)[1])
@@ -183,8 +184,10 @@ def test_twenty_interruptions_a_corrupt_checkpoint_and_a_full_disk(
     filler.write_bytes(bytes(max(0, free - 2 * 2**20)))
     process = drill.start("killed")
     output, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode not in (0, -signal.SIGKILL), output
-    assert "Traceback" not in output, output
+    # Orbax and tensorstore print stacks of their own before; the sentence that helps is the last.
+    last = output.strip().splitlines()[-1]
+    assert process.returncode == 2 and "the last checkpoint could not be written" in last, output
+    assert "make room there" in last
     filler.unlink()
 
     drill.finish("killed")
