@@ -37,7 +37,7 @@ def golden() -> dict[str, str]:
     return plain
 
 
-@pytest.mark.parametrize("name", golden())
+@pytest.mark.parametrize("name", sorted(golden()))
 def test_preset_is_as_recorded(name):
     assert golden()[name] == (GOLDEN / f"{name}.txt").read_text()
 
