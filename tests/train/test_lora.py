@@ -189,7 +189,10 @@ def test_a_step_moves_every_adapter_and_nothing_else(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_reference_without_adapters_is_a_live_reference(name):
-    """The base with adapters off, as reference, against a model of its own beside a merged policy."""
+    """The base with adapters off, as reference, against a model of its own beside the same policy.
+
+    That the policy is the merged one is another test's: here rounding of W + s A B would hide the reference's.
+    """
     config, module, params = tiny(name)
     batch = dict(random_pairs(2, 24, config.vocab_size))
     batch["reference_logprobs"] = sequence_logprobs(module, config, params, batch)
@@ -200,7 +203,7 @@ def test_reference_without_adapters_is_a_live_reference(name):
 
     def apart(adapters, batch, totals, key, frozen):
         base, reference = frozen
-        return live(merged(attach(base, adapters, ALL)), batch, totals, key, reference)
+        return live(attach(base, adapters, ALL), batch, totals, key, reference)
 
     run = functools.partial(jax.jit, static_argnums=0)(
         lambda fn, a, b, frozen: accumulate(fn, 1, a, b, KEY, frozen)
@@ -212,7 +215,7 @@ def test_reference_without_adapters_is_a_live_reference(name):
     for loss_fn in (live, read) if name == "tiny-dense" else (live,):
         loss, grads = run(adapted_loss(loss_fn, ALL), moved, batch, params)
         np.testing.assert_allclose(loss.value, expected.value, rtol=1e-5)
-        assert_trees_close(grads, expected_grads, 1e-5)
+        assert_trees_close(grads, expected_grads, 1e-6 if loss_fn is live else 1e-5)
     fresh, _ = run(adapted_loss(live, ALL), init_adapters(config, ALL, 0, params), batch, params)
     np.testing.assert_allclose(fresh.value, np.log(2), rtol=1e-5)
 
