@@ -51,7 +51,8 @@ class Checkpointer:
             cleanup_tmp_directories=True,  # what kills and full disks left takes room
         )
         self._manager = self._open()
-        self._failed: str | None = None
+        self._last: int | None = None  # the step whose save was started last
+        self._failed: str | None = None  # why it was not written
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -75,6 +76,9 @@ class Checkpointer:
         """
         if self._manager.latest_step() == step:
             return
+        # Otherwise the failure of the save before would be raised by this one, in its place.
+        self._wait()
+        self._last = step
         try:
             self._manager.save(
                 step,
@@ -89,10 +93,14 @@ class Checkpointer:
                 force=True,
             )
             self._failed = None
-        except (
-            Exception
-        ) as error:  # Orbax raises what tensorstore, the system or its own threads raise
-            self._give_up(step, error)
+        except Exception as error:  # what tensorstore, the system or Orbax's own threads raise
+            self._give_up(error)
+
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._give_up(error)
 
     def restore(self, like: TrainState, iterator: Batches) -> tuple[int, TrainState] | None:
         """Step and state of the newest checkpoint that is whole; moves `iterator` to its position.
@@ -156,14 +164,11 @@ class Checkpointer:
 
     def close(self) -> None:
         """Wait until everything is on disk; UserError if the last save failed."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._give_up(None, error)
+        self._wait()
         try:
             self._manager.close()
         except Exception as error:
-            self._give_up(None, error)
+            self._give_up(error)
         if self._failed is not None:
             good = [path.name for path in self._folder.iterdir() if path.name.isdigit()]
             newest = f"step {max(map(int, good))}" if good else "none"
@@ -172,10 +177,9 @@ class Checkpointer:
                 f"whole one: {newest}; make room there, and the same command goes on from it"
             )
 
-    def _give_up(self, step: int | None, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._failed = _first_line(error)
-        which = "a checkpoint" if step is None else f"the checkpoint of step {step}, or one before,"
-        _warn(f"{which} could not be written: {self._failed}")
+        _warn(f"the checkpoint of step {self._last} could not be written: {self._failed}")
         # What the failed save left would be in the way of the next one.
         try:
             self._manager.close()

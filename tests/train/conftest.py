@@ -1,7 +1,8 @@
 """Things every training test starts from: a small vocabulary, rows to learn, tiny models."""
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,23 @@ def model_folder(tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory)
         Model(config, params, module, Tokenizer.load(tokenizer_file)), folder
     )
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a file system of so many MiB; skips the test where that is not allowed."""
+    folder = tmp_path / "disk"
+
+    def make(size: int) -> Path:
+        folder.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(folder)],
+            capture_output=True,
+        )
+        if mounted.returncode:
+            pytest.skip(f"may not mount a file system here: {mounted.stderr.decode().strip()}")
+        return folder
+
+    yield make
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)

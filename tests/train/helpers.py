@@ -1,7 +1,12 @@
-"""Small models and batches for tests of the step."""
+"""Small models and batches for tests of the step; command lines for tests of runs."""
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
+from collections.abc import Sequence as Words
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -91,3 +96,24 @@ def assert_trees_close(actual: Any, expected: Any, relative: float) -> None:
         where = jax.tree_util.keystr(path)
         far = np.abs(got - want).max()
         assert far <= relative * scale + 1e-9, f"{where}: {far:.3g} of {scale:.3g}"
+
+
+def start_run(
+    repository: Path, work: Path, words: Words[str], **variables: str
+) -> subprocess.Popen[str]:
+    """`python -m WORDS` into a work folder. Work folders that are side by side share compiled programs."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(work.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **variables,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", *words, "--run.workdir", str(work)],
+        cwd=repository,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -4,11 +4,9 @@ Slow: each process imports jax and compiles.
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from .conftest import sum_pairs, sum_rows, write_rows
-from .helpers import assert_trees_close
+from .helpers import assert_trees_close, start_run
 
 pytestmark = pytest.mark.slow
 
@@ -36,23 +34,17 @@ class Team:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        together: dict[str, str] = {}
         if count > 1:
-            environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
-            environment["JAX_NUM_PROCESSES"] = str(count)
+            together["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+            together["JAX_NUM_PROCESSES"] = str(count)
         return [
-            subprocess.Popen(
-                [sys.executable, "-m", *self.words, "--run.workdir", str(self.folder / name)],
-                cwd=self.repository,
-                env=environment | ({"JAX_PROCESS_ID": str(index)} if count > 1 else {}),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            start_run(
+                self.repository,
+                self.folder / name,
+                self.words,
+                **together,
+                **({"JAX_PROCESS_ID": str(index)} if count > 1 else {}),
             )
             for index in range(count)
         ]

@@ -4,12 +4,10 @@ Real processes. They share a compilation cache, so that most of their time is tr
 """
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from .conftest import sum_pairs, sum_rows, write_rows
+from .helpers import start_run
 
 pytestmark = pytest.mark.slow
 
@@ -34,21 +33,7 @@ class Drill:
         self.repository, self.folder, self.words = repository, folder, words
 
     def start(self, name: str) -> subprocess.Popen[str]:
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        work = ["--run.workdir", str(self.folder / name)]
-        return subprocess.Popen(
-            [sys.executable, "-m", *self.words, *work],
-            cwd=self.repository,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return start_run(self.repository, self.folder / name, self.words)
 
     def finish(self, name: str) -> str:
         process = self.start(name)
@@ -126,32 +111,22 @@ def corrupt_newest(work: Path, chance: random.Random) -> None:
     largest.write_bytes(content)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 MiB, for those who may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"may not mount a file system here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_twenty_interruptions_a_corrupt_checkpoint_and_a_full_disk(
-    repository, model_folder, tmp_path, small_disk
-):
-    data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
+@pytest.fixture(scope="module")
+def undisturbed(repository, model_folder, tmp_path_factory):
+    """The words of a run of packed SFT, and the state that it ends in if nothing happens to it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = write_rows(folder / "rows.jsonl", sum_rows(40))
     words = *command("sft", model_folder, data), "--data.packing", "--data.max-length", "96"
-    calm = Drill(repository, tmp_path, *words)
-    calm.finish("undisturbed")
-    expected = calm.final_state("undisturbed")
+    drill = Drill(repository, folder, *words)
+    drill.finish("run")
+    expected = drill.final_state("run")
     assert len(expected) > 30
+    return words, expected
 
-    drill = Drill(repository, small_disk, *words)
-    work = small_disk / "killed"
+
+def test_twenty_interruptions_and_a_corrupt_checkpoint(repository, undisturbed, tmp_path):
+    words, expected = undisturbed
+    drill, work = Drill(repository, tmp_path, *words), tmp_path / "killed"
     chance = random.Random(time.time_ns())
     seed = chance.randrange(10**6)
     print(f"seed {seed}")
@@ -179,21 +154,28 @@ def test_twenty_interruptions_a_corrupt_checkpoint_and_a_full_disk(
     assert done >= 18
     assert list((work / "checkpoints").glob("damaged-*"))
 
-    filler = small_disk / "filler"
-    free = shutil.disk_usage(small_disk).free
-    filler.write_bytes(bytes(max(0, free - 2 * 2**20)))
-    process = drill.start("killed")
+    drill.finish("killed")
+    assert_same(drill.final_state("killed"), expected)
+    steps = [line.split(",")[0] for line in (work / "metrics.jsonl").open()]
+    assert steps == [f'{{"step": {step}' for step in range(1, STEPS + 1)]
+
+
+def test_a_full_disk_ends_a_run_and_the_same_command_goes_on(repository, undisturbed, small_disk):
+    words, expected = undisturbed
+    disk = small_disk(64)
+    drill = Drill(repository, disk, *words)
+    drill.interrupt("filled", signal.SIGKILL, at_step(20))
+    filler = disk / "filler"
+    filler.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 2 * 2**20)))
+    process = drill.start("filled")
     output, _ = process.communicate(timeout=TIMEOUT)
     # Orbax and tensorstore print stacks of their own before; the sentence that helps is the last.
     last = output.strip().splitlines()[-1]
     assert process.returncode == 2 and "the last checkpoint could not be written" in last, output
     assert "make room there" in last
     filler.unlink()
-
-    drill.finish("killed")
-    assert_same(drill.final_state("killed"), expected)
-    steps = [line.split(",")[0] for line in (work / "metrics.jsonl").open()]
-    assert steps == [f'{{"step": {step}' for step in range(1, STEPS + 1)]
+    drill.finish("filled")
+    assert_same(drill.final_state("filled"), expected)
 
 
 def test_dpo_survives_a_kill_in_the_reference_pass_and_one_later(
