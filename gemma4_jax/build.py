@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.block import REMAT_POLICIES, Remat
+from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.kernels import grouped_matmul_for
 from gemma4_jax.text.tokenizer import Tokenizer
@@ -46,7 +47,8 @@ def transformer(
     """
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
-    return Transformer(config, dtype_named(dtype), remat, grouped_matmul_for(jax.default_backend()))
+    parts = Parts(grouped_matmul=grouped_matmul_for(jax.default_backend()))
+    return Transformer(config, dtype_named(dtype), remat, parts)
 
 
 @dataclasses.dataclass(frozen=True)

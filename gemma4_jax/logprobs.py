@@ -3,22 +3,25 @@
 The vocabulary has 262 144 entries; float32 logits of 64 Ki tokens would take 64 GiB. Here the wanted
 positions are moved to the front, then taken a chunk at a time: project, cap, log-softmax, keep one number
 each. The backward pass does the same again. Positions outside the mask cost nothing, so an
-assistant-only loss pays for assistant tokens. SFT, DPO, scoring and evaluation share this file.
+assistant-only loss pays for assistant tokens. Where a mesh cuts the vocabulary, every device projects on its
+own part, and numbers alone are exchanged. SFT, DPO, scoring and evaluation share this file.
 
 Letters: B batch, T tokens, D d_model, V vocabulary, M = B * T positions, C positions per chunk.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from gemma4_jax.collectives import mesh_over, over_tokens
 from gemma4_jax.model.layers import soft_cap
-from gemma4_jax.sharding import over_rows
+from gemma4_jax.sharding import spec
 
 # A chunk of logits of so many numbers stays in a processor's cache (XLA:CPU, 16 MiB in float32), but never
 # fewer rows than make reading the table once a chunk worth it: an accelerator multiplies hundreds of rows in
@@ -93,11 +96,14 @@ def _masked(
 ) -> list[Array]:
     size = chunk or default_chunk(table.shape[0])
     keep = jnp.ones(targets.shape, bool) if mask is None else mask
+    mesh = mesh_over(targets.shape)
+    cut = PartitionSpec() if mesh is None else spec(("vocab", None), table.shape, mesh)
+    axis = cut[0] if cut else None
 
     def own(hidden: Array, targets: Array, keep: Array, table: Array) -> list[Array]:
         rows = targets.size
         found = _scored(
-            (softcap, min(size, rows), scores),
+            _Settings(softcap, min(size, rows), scores, axis),
             hidden.reshape(rows, -1),
             table,
             targets.reshape(-1),
@@ -105,12 +111,32 @@ def _masked(
         )
         return [values.reshape(targets.shape) for values in found]
 
-    found: list[Array] = over_rows(own, (hidden, targets, keep), (table.astype(hidden.dtype),))
+    table = table.astype(hidden.dtype)
+    found: list[Array] = over_tokens(own, (hidden, targets, keep), (table,), (cut,))
     return found
 
 
-# (soft cap, positions a chunk, whether all of TokenScores is wanted or log-probabilities alone)
-_Settings = tuple[float | None, int, bool]
+class _Settings(NamedTuple):
+    softcap: float | None
+    chunk: int  # positions
+    scores: bool  # all of TokenScores, or log-probabilities alone
+    axis: str | None  # of the mesh, that cuts the vocabulary
+
+    def sum(self, values: Array) -> Array:
+        """Over the parts of the vocabulary."""
+        return values if self.axis is None else jax.lax.psum(values, self.axis)
+
+    def largest(self, values: Array) -> Array:
+        """Over the parts of the vocabulary."""
+        return values if self.axis is None else jax.lax.pmax(values, self.axis)
+
+    def first(self, table: Array) -> Array | int:
+        """The entry of the vocabulary that this part starts with."""
+        return 0 if self.axis is None else jax.lax.axis_index(self.axis) * table.shape[0]
+
+    def vocab_size(self, table: Array) -> int:
+        """Of all parts together."""
+        return table.shape[0] * (1 if self.axis is None else jax.lax.axis_size(self.axis))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -133,23 +159,28 @@ def _chunk_logits(softcap: float | None, rows: Array, table: Array) -> Array:
     return soft_cap(logits, softcap)
 
 
-def _chunk_scores(logits: Array, targets: Array, scores: bool) -> tuple[Array, ...]:
-    """(log-probability, normaliser) of each row, or all of TokenScores in order."""
-    wanted = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    if not scores:
-        normalizer = jax.nn.logsumexp(logits, axis=-1)
-        return wanted - normalizer, normalizer
+def _chunk_scores(settings: _Settings, logits: Array, targets: Array) -> tuple[Array, ...]:
+    """(log-probability, normaliser) of each row, or all of TokenScores in order.
+
+    logits: of this device's part of the vocabulary; targets: counted from its first entry.
+    """
+    inside = (targets >= 0) & (targets < logits.shape[1])
+    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1, mode="clip")[:, 0]
+    wanted = settings.sum(jnp.where(inside, picked, 0.0))
     # One exponential for all sums over the vocabulary.
-    largest = logits.max(-1)
+    largest = settings.largest(logits.max(-1))
     weights = jnp.exp(logits - largest[:, None])
-    total = weights.sum(-1)
+    total = settings.sum(weights.sum(-1))
     normalizer = largest + jnp.log(total)
+    if not settings.scores:
+        return wanted - normalizer, normalizer
+    vocab_size = settings.vocab_size(logits.T)
     return (
         wanted - normalizer,
         normalizer,
-        logits.mean(-1),
-        normalizer - (weights * logits).sum(-1) / total,
-        jnp.log(jnp.square(weights).sum(-1)) - 2 * jnp.log(total),
+        settings.sum(logits.sum(-1)) / vocab_size,
+        normalizer - settings.sum((weights * logits).sum(-1)) / total,
+        jnp.log(settings.sum(jnp.square(weights).sum(-1))) - 2 * jnp.log(total),
         (wanted >= largest).astype(jnp.float32),
     )
 
@@ -157,13 +188,14 @@ def _chunk_scores(logits: Array, targets: Array, scores: bool) -> tuple[Array, .
 def _forward(
     settings: _Settings, hidden: Array, table: Array, targets: Array, keep: Array
 ) -> tuple[tuple[Array, ...], Any]:
-    softcap, chunk, scores = settings
+    chunk, scores = settings.chunk, settings.scores
     order, chunks = _plan(keep, chunk)
+    local = targets - settings.first(table)
 
     def body(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         at = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
-        logits = _chunk_logits(softcap, hidden.at[at].get(mode="clip"), table)
-        found = _chunk_scores(logits, targets.at[at].get(mode="clip"), scores)
+        logits = _chunk_logits(settings.softcap, hidden.at[at].get(mode="clip"), table)
+        found = _chunk_scores(settings, logits, local.at[at].get(mode="clip"))
         return tuple(
             into.at[at].set(new, mode="drop") for into, new in zip(carry, found, strict=True)
         )
@@ -177,13 +209,16 @@ def _forward(
 
 
 def _backward(settings: _Settings, saved: Any, grads: tuple[Array, ...]) -> tuple[Any, ...]:
-    softcap, chunk, scores = settings
+    softcap, chunk, scores, _ = settings
     hidden, table, targets, keep, normalizers = saved
     order, chunks = _plan(keep, chunk)
+    local = targets - settings.first(table)
+    # What all devices of the axis were given the same, shard_map says was given to each in part.
+    grads = tuple(settings.sum(grad) for grad in grads)
     # Of the target's logit, of the normaliser, and of the mean: what an entry of a row of logits collects.
     of_target = jnp.where(keep, grads[0], 0.0)
     of_normalizer = jnp.where(keep, grads[1], 0.0) - of_target if scores else -of_target
-    of_mean = jnp.where(keep, grads[2], 0.0) / table.shape[0] if scores else None
+    of_mean = jnp.where(keep, grads[2], 0.0) / settings.vocab_size(table) if scores else None
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         d_hidden, d_table = carry
@@ -195,7 +230,7 @@ def _backward(settings: _Settings, saved: Any, grads: tuple[Array, ...]) -> tupl
         rows = hidden.at[at].get(mode="clip")
         logits = _chunk_logits(softcap, rows, table)
         probabilities = jnp.exp(logits - normalizers.at[at].get(mode="clip")[:, None])
-        wanted = targets.at[at].get(mode="clip")[:, None]
+        wanted = local.at[at].get(mode="clip")[:, None]
         columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         d_logits = jnp.where(columns == wanted, column(of_target), 0.0)
         d_logits += column(of_normalizer) * probabilities

@@ -1,40 +1,49 @@
 """Mesh axes, and the one table that says which of them cuts which axis of a parameter.
 
 Parameters name their axes where they are declared (`model/layers.py`); here alone those names meet a mesh.
-Batches are cut along their rows. Nothing is replicated because it happened not to divide: that is an error.
-Not here: what runs on which device (`parallel/`), how processes find each other (`distributed.py`).
+Batches are cut along their rows and tokens. Nothing is replicated because it happened not to divide: that is
+an error. Not here: what model code calls under a mesh (`collectives.py`), what runs on which device
+(`parallel/`), how processes find each other (`distributed.py`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemma4_jax.errors import UserError
 
-# data: rows, parameters whole. fsdp: rows, and parameters in slices that are gathered as they are used. expert,
-# seq, tensor: experts, positions, and heads and widths.
+# data: rows, parameters whole. fsdp: rows, and parameters in slices that are gathered as they are used. expert:
+# rows, experts, and the rest as fsdp does. seq: positions. tensor: heads, widths, and the vocabulary.
 AXES = ("data", "fsdp", "expert", "seq", "tensor")
-# The axes that cut a batch along its rows.
-BATCH = ("data", "fsdp")
-# Logical axis of a parameter -> mesh axis; None: never cut.
-RULES: Mapping[str, str | None] = {
-    "vocab": "tensor",
-    "per_layer_vocab": "fsdp",  # the table of per-layer inputs has no axis of width d_model
-    "embed": "fsdp",
-    "norm": None,  # a few numbers a layer: gathering them would cost more than keeping them
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "mlp": "tensor",
-    "experts": "expert",
-    "expert_mlp": "tensor",
-    "per_layer_input": None,
-    "layers": None,
-    "run": None,
+# The axes that cut a batch along its rows, and the one that cuts rows along their tokens.
+BATCH = ("data", "fsdp", "expert")
+TOKENS = "seq"
+# Logical axis of a parameter -> the mesh axes that cut it, of which each cuts an array once: those of the axes
+# that have but one come first. (): never cut.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "vocab": ("tensor",),
+    "per_layer_vocab": (
+        "fsdp",
+        "expert",
+    ),  # the table of per-layer inputs has no axis of width d_model
+    "embed": ("fsdp", "expert"),
+    "norm": (),  # a few numbers a layer: gathering them would cost more than keeping them
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "experts": ("expert",),
+    "expert_mlp": ("tensor",),
+    "per_layer_input": (),
+    "layers": (),
+    "run": (),
 }
+
+
+AnyMesh = Mesh | AbstractMesh
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
@@ -50,34 +59,49 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     )
 
 
-def rows_over(mesh: Any) -> int:
+def rows_over(mesh: AnyMesh) -> int:
     """In how many parts a mesh cuts a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """How an array with logical axes `names` is cut; UserError where a mesh axis does not divide it.
+def spec(names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
+    """How an array with logical axes `names` is cut; UserError where mesh axes do not divide it.
 
-    Axes of size 1 (the scales of quantised matrices) are not cut.
+    Axes of size 1 (the scales of quantised matrices) are not cut. Nor are fewer K/V heads than `tensor`
+    has devices: these are small, and every device of the axis has all of them.
     """
-    cut: list[str | None] = []
-    for name, size in zip(names, shape, strict=True):
+    for name in names:
         if name is not None and name not in RULES:
             raise KeyError(f"no rule for the logical axis {name!r}; known: {', '.join(RULES)}")
-        axis = None if name is None else RULES[name]
-        if axis is None or mesh.shape[axis] == 1 or size == 1:
-            cut.append(None)
-            continue
-        parts = mesh.shape[axis]
-        if size % parts:
-            legal = [n for n in range(1, min(size, 4 * parts) + 1) if size % n == 0]
-            near = sorted(sorted(legal, key=lambda n: abs(n - parts))[:3])
-            raise UserError(
-                f"mesh.{axis} is {parts}, which does not divide the {size} of axis {name!r}; "
-                f"nearest that do: {', '.join(map(str, near))}"
-            )
-        cut.append(axis)
+    rules = [
+        () if name is None or size == 1 else RULES[name]
+        for name, size in zip(names, shape, strict=True)
+    ]
+    taken = {rule[0] for rule in rules if len(rule) == 1}
+    cut: list[str | tuple[str, ...] | None] = []
+    for name, size, rule in zip(names, shape, rules, strict=True):
+        mine = tuple(
+            axis for axis in rule if mesh.shape[axis] > 1 and (len(rule) == 1 or axis not in taken)
+        )
+        if name == "kv_heads" and mine and size < mesh.shape["tensor"]:
+            mine = ()
+        check_divides(mesh, mine, size, f"axis {name!r}")
+        taken |= set(mine)
+        cut.append(mine[0] if len(mine) == 1 else mine or None)
     return PartitionSpec(*cut)
+
+
+def check_divides(mesh: AnyMesh, axes: Sequence[str], size: int, what: str) -> None:
+    """UserError unless the mesh axes, taken together, cut `size` (of `what`) in equal parts."""
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if size % parts:
+        legal = [n for n in range(1, min(size, 4 * parts) + 1) if size % n == 0]
+        near = sorted(sorted(legal, key=lambda n: abs(n - parts))[:3])
+        named = " x ".join(f"mesh.{axis}" for axis in axes)
+        raise UserError(
+            f"{named} is {parts}, which does not divide the {size} of {what}; "
+            f"nearest that do: {', '.join(map(str, near))}"
+        )
 
 
 def shardings(axes: Any, tree: Any, mesh: Mesh) -> Any:
@@ -92,41 +116,13 @@ def shardings(axes: Any, tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_spec() -> PartitionSpec:
-    """Rows over all axes that cut batches."""
+    """[B, ...]: rows over all axes that cut batches."""
     return PartitionSpec(BATCH)
 
 
-def current_mesh() -> Any:
-    """The mesh that `jax.set_mesh` set, if it has more than one device; else None."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 else mesh
-
-
-def cut_rows(x: jax.Array) -> jax.Array:
-    """x [B, ...], said to be cut along its rows; x itself where there is no mesh, or B does not divide."""
-    mesh = current_mesh()
-    if mesh is None or x.shape[0] % rows_over(mesh):
-        return x
-    return jax.lax.with_sharding_constraint(x, batch_spec())
-
-
-def over_rows(
-    function: Callable[..., Any], rows: Sequence[jax.Array], whole: Sequence[Any] = ()
-) -> Any:
-    """function(*rows, *whole) on every device's own rows; a plain call where there is no mesh.
-
-    rows: arrays [B, ...]; whole: pytrees that every device gets all of. The results are arrays [B, ...]. For
-    what sorts or loops over tokens, which a partitioner would gather. A B that does not divide (a last,
-    smaller batch of a measurement) is computed everywhere.
-    """
-    mesh = current_mesh()
-    if mesh is None or rows[0].shape[0] % rows_over(mesh):
-        return function(*rows, *whole)
-    specs = (*(batch_spec() for _ in rows), *(PartitionSpec() for _ in whole))
-    mapped = jax.shard_map(
-        function, mesh=mesh, in_specs=specs, out_specs=batch_spec(), check_vma=False
-    )
-    return mapped(*rows, *whole)
+def tokens_spec() -> PartitionSpec:
+    """[B, T, ...]: rows as `batch_spec`, and each along its tokens."""
+    return PartitionSpec(BATCH, TOKENS)
 
 
 def replicated_bytes(tree: Any) -> tuple[int, int]:

@@ -17,16 +17,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gemma4_jax.collectives import cut_tokens
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.attention import KeyValues, attend, rotated_slice
 from gemma4_jax.model.layers import MLP, RMSNorm, constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.layout import Run, Segment
-from gemma4_jax.model.moe import GroupedMatmul, MoE
+from gemma4_jax.model.moe import MoE
+from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.rope import Rotation, rotate, rotation
 from gemma4_jax.model.visibility import TokenFacts
 from gemma4_jax.model.weights import project
-from gemma4_jax.sharding import cut_rows
 
 Lent = dict[str, KeyValues]  # K/V of the lending layers, by layer kind
 
@@ -55,6 +56,7 @@ class Attention(nn.Module):
     config: ModelConfig
     layer: LayerConfig
     dtype: Any
+    parts: Parts
 
     @nn.compact
     def __call__(
@@ -89,7 +91,8 @@ class Attention(nn.Module):
         else:
             kv = lent[layer.kind]
         window = self.config.window if layer.kind == SLIDING else None
-        out = attend(self.config, q, kv, context.facts, window)
+        attend_to = self.parts.attend if context.length is None else attend
+        out = attend_to(self.config, q, kv, context.facts, window)
         o_proj = param(
             self,
             "o_proj",
@@ -180,7 +183,7 @@ class Block(nn.Module):
     config: ModelConfig
     layer: LayerConfig
     dtype: Any
-    grouped_matmul: GroupedMatmul
+    parts: Parts
 
     @nn.compact
     def __call__(
@@ -194,8 +197,8 @@ class Block(nn.Module):
     ) -> tuple[Carry, None]:
         """lent: K/V of earlier segments. repeat, place: where this layer's buffers are in its entry."""
         x, entry, lending = carry
-        x = cut_rows(x)
-        attention = Attention(self.config, self.layer, self.dtype, name="attention")
+        x = cut_tokens(x)
+        attention = Attention(self.config, self.layer, self.dtype, self.parts, name="attention")
         branch, entry, kv = attention(
             self._norm("pre_attention_norm", x), context, entry, (repeat, place), lent
         )
@@ -204,7 +207,13 @@ class Block(nn.Module):
         mlp = MLP(self.layer.d_ff, self.dtype, name="mlp")
         branch = mlp(self._norm("pre_ffw_norm", x))
         if self.config.moe is not None:
-            experts = MoE(self.config, self.dtype, self.grouped_matmul, name="moe")
+            experts = MoE(
+                self.config,
+                self.dtype,
+                self.parts.grouped_matmul,
+                self.parts.routed_experts,
+                name="moe",
+            )
             segment = context.facts.segment
             real = None if segment is None else segment > 0
             routed = experts(x, self._norm("pre_moe_norm", x), real)
@@ -257,7 +266,7 @@ class PatternBlock(nn.Module):
     segment: Segment
     dtype: Any
     remat: Remat
-    grouped_matmul: GroupedMatmul
+    parts: Parts
 
     @nn.compact
     def __call__(
@@ -280,7 +289,7 @@ class PatternBlock(nn.Module):
                 inputs = per_layer_inputs[before : before + run.length]
             before += run.length
             layers = self._scanned(run)(
-                self.config, run.layer, self.dtype, self.grouped_matmul, name=f"slot_{slot}"
+                self.config, run.layer, self.dtype, self.parts, name=f"slot_{slot}"
             )
             places = jnp.arange(run.length)
             (x, entry, lending), _ = layers(

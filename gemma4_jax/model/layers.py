@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from gemma4_jax.collectives import look_up
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.weights import Adapted, Quantized, project
 
@@ -161,7 +162,7 @@ class Embedder(nn.Module):
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Rows of the table times sqrt(D), the factor rounded to the compute dtype as upstream does."""
         scale = jnp.asarray(math.sqrt(self.config.d_model), self.dtype)
-        return jnp.take(self.table, tokens, axis=0).astype(self.dtype) * scale
+        return look_up(self.table, ("vocab", "embed"), tokens).astype(self.dtype) * scale
 
     def decode(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits after the final soft cap."""
@@ -199,7 +200,8 @@ class PerLayerEmbedder(nn.Module):
         """Inputs for every layer, from token ids (placeholders already replaced by pad) and the
         embeddings that enter layer 0 (soft tokens already in place)."""
         scale = jnp.asarray(math.sqrt(self.config.per_layer_input_width), self.dtype)
-        token_part = jnp.take(self.table, tokens, axis=0).astype(self.dtype) * scale
+        names = ("per_layer_vocab", None, "per_layer_input")
+        token_part = look_up(self.table, names, tokens).astype(self.dtype) * scale
         context = project(embeddings, self.projection, "btd,dlp->btlp", self.dtype)
         context = context * self.config.d_model**-0.5
         combined = (token_part + self.norm(context)) * 2**-0.5

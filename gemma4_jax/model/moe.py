@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gemma4_jax.collectives import over_tokens
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.layers import constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.weights import Weight, project_groups
-from gemma4_jax.sharding import over_rows
 
 # (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
 GroupedMatmul = Callable[[Array, Array, Array], Array]
+# (normed [B, T, D], weights [B, T, A], index [B, T, A], (gate, up, down), grouped matmul, dtype) -> [B, T, D]
+RoutedExperts = Callable[
+    [Array, Array, Array, tuple[Weight, Weight, Weight], GroupedMatmul, Any], Array
+]
 
 
 @jax.tree_util.register_dataclass
@@ -85,6 +89,26 @@ def experts(
     return jnp.einsum("ma,mad->md", weights, by_token.astype(jnp.float32)).astype(x.dtype)
 
 
+def experts_of_tokens(
+    normed: Float[Array, "B T D"],
+    weights: Float[Array, "B T A"],
+    index: Int[Array, "B T A"],
+    matrices: tuple[Weight, Weight, Weight],
+    grouped_matmul: GroupedMatmul,
+    dtype: Any,
+) -> Float[Array, "B T D"]:
+    """`experts` on every device's own tokens, each with all matrices (gate, up, down)."""
+
+    def own(normed: Array, weights: Array, index: Array, *matrices: Weight) -> Array:
+        rows, weights, index = (x.reshape(-1, x.shape[-1]) for x in (normed, weights, index))
+        gate, up, down = matrices
+        out = experts(rows, weights, index, gate, up, down, grouped_matmul, dtype)
+        return out.reshape(normed.shape)
+
+    out: Array = over_tokens(own, (normed, weights, index), matrices)
+    return out
+
+
 def routing_sums(
     logits: Float[Array, "M E"],
     probabilities: Float[Array, "M E"],
@@ -113,6 +137,7 @@ class MoE(nn.Module):
     config: ModelConfig
     dtype: Any
     grouped_matmul: GroupedMatmul
+    routed_experts: RoutedExperts
 
     @nn.compact
     def __call__(
@@ -159,13 +184,8 @@ class MoE(nn.Module):
             sums = routing_sums(logits, probabilities, index, count.astype(jnp.float32))
             self.sow("routing", "sums", sums, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
-        def own(normed: Array, weights: Array, index: Array, *matrices: Weight) -> Array:
-            rows, weights, index = (x.reshape(-1, x.shape[-1]) for x in (normed, weights, index))
-            gate, up, down = matrices
-            product = self.grouped_matmul
-            out = experts(rows, weights, index, gate, up, down, product, dtype=self.dtype)
-            return out.reshape(normed.shape)
-
-        by_row = (x.reshape(*stream.shape[:2], -1) for x in (weights, index))
-        out: Array = over_rows(own, (normed, *by_row), (gate, up, down))
-        return out
+        weights, index = (x.reshape(*stream.shape[:2], -1) for x in (weights, index))
+        matrices = (gate, up, down)
+        return self.routed_experts(
+            normed, weights, index, matrices, self.grouped_matmul, self.dtype
+        )

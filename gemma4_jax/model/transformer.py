@@ -32,7 +32,7 @@ from gemma4_jax.model.block import (
 from gemma4_jax.model.cache import Cache
 from gemma4_jax.model.layers import Declared, Embedder, PerLayerEmbedder, RMSNorm
 from gemma4_jax.model.layout import Segment, layer_address, segments
-from gemma4_jax.model.moe import GroupedMatmul
+from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.rope import rotation
 from gemma4_jax.model.stepping import step_segment
 from gemma4_jax.model.visibility import EMPTY, TokenFacts, media_blocks
@@ -59,13 +59,13 @@ class Transformer(nn.Module):
     """A Gemma 4 text model over `params`.
 
     dtype: of the residual stream and matrix products; norms, softmax, router and logits are float32.
-    remat: what the backward pass recomputes. grouped_matmul: the experts' product.
+    remat: what the backward pass recomputes. parts: how it is computed on these devices.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     remat: Remat = "none"
-    grouped_matmul: GroupedMatmul = jax.lax.ragged_dot
+    parts: Parts = Parts()
 
     def setup(self) -> None:
         """Declare the parts."""
@@ -78,7 +78,7 @@ class Transformer(nn.Module):
                 segment,
                 self.dtype,
                 self.remat,
-                self.grouped_matmul,
+                self.parts,
                 name=f"segment_{number}",
             )
             for number, segment in enumerate(segments(self.config))
@@ -114,10 +114,14 @@ class Transformer(nn.Module):
         index = jnp.broadcast_to(order if branches is None else positions, tokens.shape)
         block = None if media is None else media_blocks(media.kinds)
         facts = TokenFacts(index, segment_ids, block, branches)
-        context = Context(facts, self._rotations(jnp.broadcast_to(positions, tokens.shape)))
+        positions = jnp.broadcast_to(positions, tokens.shape)
+        tokens, positions, facts, media, noise = self.parts.arrange(
+            (tokens, positions, facts, media, noise)
+        )
+        context = Context(facts, self._rotations(positions))
         x, per_layer = self._embed(tokens, media, noise)
         x, _ = self._run(x, per_layer, context, None, {}, 0, self.config.num_layers)
-        return self.final_norm(x)
+        return self.parts.restore(self.final_norm(x))
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits of hidden states, after the soft cap."""
@@ -254,7 +258,7 @@ class Transformer(nn.Module):
 
     def _block(self, layer: LayerConfig) -> Block:
         """An unbound Block, to be given its weights."""
-        return Block(self.config, layer, self.dtype, self.grouped_matmul, parent=None)
+        return Block(self.config, layer, self.dtype, self.parts, parent=None)
 
     def _lent_from(self, cache: Cache) -> Lent:
         """K/V of the lending layers, read back from the cache."""

@@ -16,7 +16,13 @@ from train.step import StepOptions, init_state, make_train_step
 
 from .helpers import TINY, assert_trees_close, random_batch, random_pairs, tiny
 
-MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2}]
+MESHES = [
+    {"data": 8},
+    {"fsdp": 8},
+    {"data": 2, "fsdp": 4},
+    {"tensor": 2},
+    {"fsdp": 2, "expert": 2, "tensor": 2},
+]
 # DPO differs in its batch and its loss, not in what is cut: one mesh for each model.
 STEPS = [("sft", sizes) for sizes in MESHES] + [("dpo", {"data": 2, "fsdp": 4})]
 
