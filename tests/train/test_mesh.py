@@ -7,11 +7,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs.losses import PreferenceConfig
+from configs.schema import BatchConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import logical_axes
 from gemma4_jax.sharding import make_mesh, shardings, spec
 from train.losses import make_dpo_loss, make_sft_loss
-from train.placement import check_rows, own_rows, put_tree, state_shardings
+from train.placement import check_batch, check_model, own_rows, put_tree, state_shardings
 from train.step import StepOptions, init_state, make_train_step
 
 from .helpers import TINY, assert_trees_close, random_batch, random_pairs, tiny
@@ -138,6 +139,10 @@ def test_what_does_not_divide_is_one_line():
     with pytest.raises(KeyError, match="no rule for the logical axis 'width'"):
         spec(("width",), (8,), mesh)
     with pytest.raises(UserError, match=r"batch.rows is 12 .*a multiple of 8"):
-        check_rows(mesh, 12, 1)
+        check_batch(mesh, BatchConfig(rows=12), 64)
+    with pytest.raises(UserError, match=r"mesh.expert is 2, and this model has no experts"):
+        check_model(make_mesh({"expert": 2}), tiny("tiny-dense")[0])
+    with pytest.raises(UserError, match=r"mesh.seq is 4, .* does not divide rows of 100 tokens"):
+        check_batch(make_mesh({"seq": 4}), BatchConfig(rows=8), 100)
     with pytest.raises(UserError, match="needs 16 devices, there are 8"):
         make_mesh({"data": 16})
