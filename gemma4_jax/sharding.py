@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemma4_jax.errors import UserError
 
@@ -55,7 +55,9 @@ def rows_over(mesh: Any) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def spec(
+    names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """How an array with logical axes `names` is cut; UserError where a mesh axis does not divide it.
 
     Axes of size 1 (the scales of quantised matrices) are not cut.
