@@ -52,8 +52,11 @@ def sequence_attend(
     """`attend` under `jax.set_mesh`: rows cut over data and fsdp, tokens over seq, heads over tensor.
 
     q, kv and facts are in zig-zag order, and so is the result. whole: how the keys of a whole row reach its
-    queries; None leaves it to `full_layer_exchange`. Rows that see no key give zeros. Without a mesh, or where
-    it does not cut tokens, this is `attend`. Raises UserError for heads or tokens that do not divide.
+    queries; None leaves it to `full_layer_exchange`. Without a mesh, or where it does not cut tokens, this is
+    `attend`. Raises UserError for heads or tokens that do not divide.
+
+    Two outputs that nothing reads are others than `attend`'s: queries that see no key give zeros; padding of a
+    row with branches, where all padding has position 0, does not see what comes after it.
     """
     mesh = current_mesh()
     if mesh is None or mesh.shape[SEQ] == 1:
@@ -201,7 +204,10 @@ def _forward(
         out_specs=(cut, cut),
         check_vma=False,
     )
-    q, facts = _inseparable(q, facts)
+    # In a scan over layers the facts are constants. Differentiating it takes out of the loop, and keeps, what
+    # depends on constants alone: the masks of all pairs of tiles, 1 GB a device for 4 of 4096 tokens. From here
+    # on nothing depends on the facts alone.
+    q, facts = jax.lax.optimization_barrier((q, facts))
     parts = _query_parts(value, other, facts, q, key_scale)
     out, logsumexp = run(parts, value, other, facts)
     return out, (q, value, other, key_scale, facts, out, logsumexp)
@@ -209,7 +215,6 @@ def _forward(
 
 def _backward(how: _How, saved: Any, grad: Array) -> tuple[Any, ...]:
     q, value, other, key_scale, facts, out, logsumexp = saved
-    grad, facts = _inseparable(grad, facts)
     cut, shared = how.specs
     run = jax.shard_map(
         functools.partial(_backward_shard, how),
@@ -225,15 +230,6 @@ def _backward(how: _How, saved: Any, grad: Array) -> tuple[Any, ...]:
 
 
 _attention.defvjp(_forward, _backward)
-
-
-def _inseparable(x: Array, facts: Facts) -> tuple[Array, Facts]:
-    """The same, such that nothing is computed from the facts alone.
-
-    In a scan over layers the facts are constants, and differentiating it takes what depends on constants out
-    of the loop: the masks of all pairs of tiles, kept (1 GB a device for 4 of 4096 tokens).
-    """
-    return jax.lax.optimization_barrier((x, facts))
 
 
 def _query_parts(
