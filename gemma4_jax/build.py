@@ -21,6 +21,8 @@ from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.kernels import grouped_matmul_for
+from gemma4_jax.parallel.sequence_attention import sequence_attend
+from gemma4_jax.parallel.zigzag import arrange, restore
 from gemma4_jax.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -47,7 +49,12 @@ def transformer(
     """
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
-    parts = Parts(grouped_matmul=grouped_matmul_for(jax.default_backend()))
+    parts = Parts(
+        grouped_matmul=grouped_matmul_for(jax.default_backend()),
+        attend=sequence_attend,
+        arrange=arrange,
+        restore=restore,
+    )
     return Transformer(config, dtype_named(dtype), remat, parts)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from gemma4_jax.parallel.zigzag import check_tokens
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs.checks import ConfigError
@@ -18,6 +17,7 @@ from configs.mesh import MeshConfig
 from configs.schema import BatchConfig
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
+from gemma4_jax.parallel.zigzag import check_tokens
 from gemma4_jax.sharding import (
     BATCH,
     TOKENS,
@@ -151,7 +151,7 @@ def own_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
             return jax.device_put(rows, sharding)
         count = len(rows)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, stop, _ = index[0].indices(count * of)
             return rows[first - which * count : stop - which * count, *index[1:]]
 

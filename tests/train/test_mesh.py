@@ -11,21 +11,47 @@ from configs.schema import BatchConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import logical_axes
 from gemma4_jax.sharding import make_mesh, shardings, spec
+from train.data.sequences import fill
 from train.losses import make_dpo_loss, make_sft_loss
 from train.placement import check_batch, check_model, own_rows, put_tree, state_shardings
 from train.step import StepOptions, init_state, make_train_step
 
-from .helpers import TINY, assert_trees_close, random_batch, random_pairs, tiny
+from .helpers import (
+    TINY,
+    assert_trees_close,
+    random_batch,
+    random_pairs,
+    random_sequence,
+    stack,
+    tiny,
+)
 
 MESHES = [
     {"data": 8},
     {"fsdp": 8},
+    {"expert": 4},
+    {"seq": 4},
+    {"tensor": 4},
     {"data": 2, "fsdp": 4},
-    {"tensor": 2},
+    {"fsdp": 4, "tensor": 2},
+    {"expert": 2, "seq": 4},
     {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"fsdp": 2, "seq": 2, "tensor": 2},
+    {"data": 2, "expert": 2, "seq": 2},
+    {"data": 2, "fsdp": 2, "seq": 2},
 ]
-# DPO differs in its batch and its loss, not in what is cut: one mesh for each model.
-STEPS = [("sft", sizes) for sizes in MESHES] + [("dpo", {"data": 2, "fsdp": 4})]
+# DPO differs in its batch and its loss, not in what is cut.
+STEPS = [("sft", sizes) for sizes in MESHES]
+STEPS += [("dpo", {"data": 2, "fsdp": 4}), ("dpo", {"expert": 2, "seq": 2, "tensor": 2})]
+
+
+def packed_batch(rows, length, vocab):
+    """Rows of two documents and padding; the documents are longer than a window together, and than a shard."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(length // 4, length // 2, (rows, 2))
+    return stack(
+        [fill([random_sequence(rng, int(n), vocab) for n in row], length) for row in lengths]
+    )
 
 
 def one_step(name, task, sizes, accumulation=1):
@@ -33,7 +59,7 @@ def one_step(name, task, sizes, accumulation=1):
     config, module, params = tiny(name)
     mesh = make_mesh(sizes)
     if task == "sft":
-        loss, batch = make_sft_loss(module, config), random_batch(16, 24, config.vocab_size)
+        loss, batch = make_sft_loss(module, config), packed_batch(16, 32, config.vocab_size)
     else:
         batch = random_pairs(16, 24, config.vocab_size)
         loss = make_dpo_loss(module, config, PreferenceConfig(), live=False)

@@ -135,7 +135,9 @@ def test_processes_share_every_batch_and_go_on_in_other_numbers(count):
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     source = SFTRows(dataset([4] * 10), max_length=64)
-    with pytest.raises(UserError, match=r"batch.rows is 6; .* multiple of 4, the parts that processes"):
+    with pytest.raises(
+        UserError, match=r"batch.rows is 6; .* multiple of 4, the parts that processes"
+    ):
         iterate(source, 6, 0, shares=4)
 
 
