@@ -21,6 +21,7 @@ from gemma4_jax.parallel.sequence_attention import sequence_attend
 from gemma4_jax.parallel.sequence_exchange import full_layer_exchange
 from gemma4_jax.presets import preset
 from gemma4_jax.sharding import BATCH, make_mesh
+from tests.hlo import travels
 
 CONFIG = preset("tiny-dense")
 BATCH_SIZE, TOKENS, HEADS, KV_HEADS, HEAD_DIM = 2, 64, 4, 2, 16
@@ -362,35 +363,6 @@ def compiled(case: Case, parts: int, shape: tuple[int, int, int, int, int], grad
         if not grad:
             return jax.jit(out).lower(q, kv, ids, ids, ids).compile()
         return jax.jit(jax.grad(loss, (0, 1))).lower(q, kv, scales, ids, ids, ids).compile()
-
-
-_COLLECTIVES = (
-    "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-)
-
-
-def travels(text: str) -> Counter:
-    """(collective, shape) -> how often a device executes it, from a compiled program's text."""
-    counts: Counter = Counter()
-    inside, body_of = "", {}
-    found = []
-    for line in text.splitlines():
-        if line and not line[0].isspace() and "{" in line:
-            inside = line.removeprefix("ENTRY ").split()[0].lstrip("%")
-        if " while(" in line:
-            trips = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
-            body = re.search(r"body=%?([\w.\-]+)", line)
-            body_of[body.group(1)] = (inside, int(trips.group(1)))
-        match = re.search(rf"= \(?(\w+\[[\d,]*\]).* ({_COLLECTIVES})(?:-start)?\(", line)
-        if match:
-            found.append((match.group(2), match.group(1), inside))
-    for operation, shape, where in found:
-        times = 1
-        while where in body_of:
-            where, trips = body_of[where]
-            times *= trips
-        counts[operation, shape] += times
-    return counts
 
 
 def moved(counts: Counter, kind: str) -> int:

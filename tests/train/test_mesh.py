@@ -1,5 +1,8 @@
 """A step on many devices is that of one: losses, gradients and updates on every mesh, and what lives where."""
 
+import math
+import re
+
 import jax
 import numpy as np
 import optax
@@ -11,6 +14,7 @@ from configs.schema import BatchConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import logical_axes
 from gemma4_jax.sharding import make_mesh, shardings, spec
+from tests.hlo import travels
 from train.data.sequences import fill
 from train.losses import make_dpo_loss, make_sft_loss
 from train.placement import check_batch, check_model, own_rows, put_tree, state_shardings
@@ -154,6 +158,37 @@ def test_the_loss_gathers_no_hidden_states():
     text = compiled.as_text()
     assert "all-reduce" in text  # of the gradients
     assert "all-gather" not in text and "all-to-all" not in text
+
+
+def test_a_layer_is_gathered_at_a_time_and_no_activation():
+    config, module, params = tiny("tiny-dense")
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    loss = make_sft_loss(module, config)
+    rows, length = 16, 64
+    with jax.set_mesh(mesh):
+        places = shardings(logical_axes(config), params, mesh)
+        batch = random_batch(rows, length, config.vocab_size)
+        batch = own_rows(jax.tree.map(np.asarray, dict(batch)), mesh)
+        totals = {"targets": np.float32(100), "tokens": np.float32(300)}
+
+        def value(params, batch):
+            return loss(params, batch, totals, jax.random.key(0), None).value
+
+        gradient = jax.jit(jax.grad(value), out_shardings=places)
+        compiled = gradient.lower(put_tree(params, places), batch).compile()
+    gathered = {
+        shape: times
+        for (name, shape), times in travels(compiled.as_text()).items()
+        if name == "all-gather" and shape.startswith("f32")
+    }
+    # The loss projects on a device's half of the vocabulary, all of its columns: once, and backward again.
+    table = f"f32[{config.vocab_size // 2},{config.d_model}]"
+    assert gathered.pop(table) <= 2
+    largest = max(layer.d_ff for layer in config.layers) // 2 * config.d_model
+    sizes = [math.prod(map(int, re.findall(r"\d+", shape[3:]))) for shape in gathered]
+    assert sizes and max(sizes) <= largest
+    # Hidden states of more than one device's rows would be larger.
+    assert largest < rows // 4 * length * config.d_model
 
 
 def test_what_does_not_divide_is_one_line():
