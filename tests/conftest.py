@@ -18,12 +18,18 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# The suite compiles far more than it computes. These save 40 % of XLA's time, here and in the command lines that
-# tests start. (At level 0 gradients round differently, beyond what the comparisons allow.)
-_FLAGS = ["--xla_backend_optimization_level=1"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # later versions do not know it and abort
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+# The suite compiles far more than it computes. These save 40 % of XLA's time, here and in command lines that
+# tests start. (At level 0 gradients round differently, beyond what is compared.) Later jaxlibs abort at the
+# second one.
+os.environ["XLA_FLAGS"] = " ".join(
+    flag
+    for flag, version in (
+        (os.environ.get("XLA_FLAGS", ""), ""),
+        ("--xla_backend_optimization_level=1", ""),
+        ("--xla_cpu_use_fusion_emitters=false", "0.10."),
+    )
+    if importlib.metadata.version("jaxlib").startswith(version)
+)
 
 import jax
 import pytest
