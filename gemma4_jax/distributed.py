@@ -6,6 +6,7 @@ Everything here is a no-op where there is one process. Not here: meshes (`shardi
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 from gemma4_jax.errors import UserError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# A process that was not heard of for so many seconds is dead, and ends the others (jax waits 100).
+_HEARTBEAT = 30
 # Variables by which jax itself recognises a job of several processes.
 _CLUSTERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -32,12 +35,15 @@ def initialize() -> None:
         if missing:
             raise UserError(f"{given[0]} is set and {missing[0]} is not; set all three, or none")
         jax.distributed.initialize(
-            os.environ[_ADDRESS], _number(_COUNT, least=1), _number(_INDEX, least=0)
+            os.environ[_ADDRESS],
+            _number(_COUNT, least=1),
+            _number(_INDEX, least=0),
+            heartbeat_timeout_seconds=_HEARTBEAT,
         )
     elif any(int(os.environ.get(name, "1")) > 1 for name in _CLUSTERS) or "," in os.environ.get(
         "TPU_WORKER_HOSTNAMES", ""
     ):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
 
 
 def _number(name: str, least: int) -> int:
@@ -56,6 +62,22 @@ def say(text: str) -> None:
     """Print a line, once for all processes."""
     if is_main():
         print(text, flush=True)
+
+
+def roster() -> list[str]:
+    """Every process by name: its number, its host, its process id. All must ask.
+
+    jax names a process that died by its number alone ("Task 3 heartbeat timeout").
+    """
+    from jax.experimental import multihost_utils
+
+    name = f"{socket.gethostname()}, pid {os.getpid()}".encode()[:128]
+    padded = np.frombuffer(name.ljust(128), np.uint8)
+    names = multihost_utils.process_allgather(padded).reshape(-1, 128)
+    return [
+        f"task {number}: {row.tobytes().decode(errors='replace').strip()}"
+        for number, row in enumerate(names)
+    ]
 
 
 def barrier(name: str) -> None:

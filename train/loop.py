@@ -20,7 +20,7 @@ import numpy as np
 from configs.schema import AnyConfig
 from gemma4_jax import checkpoint
 from gemma4_jax.build import Model, build, dtype_named
-from gemma4_jax.distributed import is_main, on_this_host
+from gemma4_jax.distributed import is_main, on_this_host, roster
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params, logical_axes
 from gemma4_jax.sharding import shardings
@@ -145,6 +145,8 @@ def _fit(task: Task) -> int:
     if done == 0:
         _sample(task, state, reporter.line)
     several = jax.process_count() > 1
+    if several:
+        reporter.line("; ".join(roster()))
     with Interrupts(several) as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
             reporter.line(f"step {done} of {total}, in {workdir.path}, {describe(mesh, state)}")

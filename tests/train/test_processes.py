@@ -4,6 +4,7 @@ Slow: each process imports jax and compiles.
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -124,6 +125,21 @@ def test_two_processes_then_one_then_four(repository, model_folder, tmp_path):
     assert codes == [0] * 4, outputs
     assert "fsdp 2 x seq 2" in outputs[0]
     assert_same_run(team, "together", "alone")
+
+
+def test_a_process_that_dies_ends_the_other_and_is_named(repository, model_folder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
+    words = command("sft", model_folder, data)
+    team = Team(repository, tmp_path, *words, "--run.steps", "100000")
+    two = team.start("together", 2)
+    team.reach("together", 2, two)
+    died = time.monotonic()
+    two[1].kill()
+    codes, outputs = team.finish(two)
+    assert time.monotonic() - died < 60
+    assert codes[0] != 0 and codes[1] == -signal.SIGKILL
+    assert re.search(rf"task 1: .*, pid {two[1].pid}\b", outputs[0]), outputs[0]
+    assert re.search(r"Task 1 heartbeat timeout|task:1", outputs[0]), outputs[0][-3000:]
 
 
 def test_pairs_with_a_precomputed_reference_adapters_and_an_export(
