@@ -20,6 +20,7 @@ from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
+from gemma4_jax.parallel.expert_dispatch import dispatch_experts
 from gemma4_jax.parallel.kernels import grouped_matmul_for
 from gemma4_jax.text.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ def transformer(
     """
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
-    parts = Parts(grouped_matmul=grouped_matmul_for(jax.default_backend()))
+    parts = Parts(grouped_matmul_for(jax.default_backend()), dispatch_experts)
     return Transformer(config, dtype_named(dtype), remat, parts)
 
 

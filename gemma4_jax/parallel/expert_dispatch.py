@@ -5,11 +5,11 @@ of the batch too, and their width F over `tensor`. Each device sorts its (token,
 the part that holds the expert; rows are exchanged, multiplied in runs of one expert, and return the same way.
 
 What a part can send to another in one turn is a lane of C rows: shapes are static, and a buffer for the worst
-routing (all tokens to one part) would be P / capacity_factor times as large. So C is `capacity_factor` times an
-even share, and what does not fit goes in further turns, as many as the fullest lane of the mesh needs: nothing is
-dropped, and memory is bounded. The first turn is straight code, whose exchange a compiler can overlap with
-the dense MLP; the others are a loop that is rarely entered. A loop of unknown length has no gradient of its own:
-it is written out, and computes those turns again instead of keeping P / capacity_factor turns' activations.
+routing (all tokens to one part) would be P / capacity_factor times as large. So C is `capacity_factor` times
+an even share, and what does not fit goes in further turns, as many as the fullest lane of the mesh needs:
+nothing is dropped, and memory is bounded. The first turn is straight code, which a compiler can schedule beside
+the dense MLP; the others are a loop that is rarely entered. A loop of unknown length has no gradient of its
+own: it is written out, and computes those turns again instead of keeping all their activations.
 
 Two ways to exchange, with one index arithmetic (`route`): "ragged" moves the routed rows alone, "padded" moves
 whole lanes. XLA:CPU has no ragged exchange.
@@ -154,8 +154,8 @@ class Route:
     """Where rows go in one turn, seen from one part; int32.
 
     Rows are a part's N pairs sorted by expert; slots are P lanes of C rows, by destination before the exchange
-    and by source after it; places are the slots that arrived, sorted by expert. An index that is the size of what
-    it points into: nothing is there.
+    and by source after it; places are the slots that arrived, sorted by expert. An index as large as what
+    it points into is long: nothing is there.
     """
 
     starts: Any  # [P] first of my rows to each part
@@ -279,14 +279,14 @@ def _in_turns(
         return rest(x, floats, whole, turns, one(0, x, floats, whole))
 
     def forward(x: Array, floats: list[Array], whole: Any, turns: Array) -> tuple[Array, Any]:
-        out, pull = jax.vjp(lambda *trained: one(0, *trained, whole), x, floats)
+        out, pull = jax.vjp(lambda x, floats: one(0, x, floats, whole), x, floats)
         return rest(x, floats, whole, turns, out), (pull, x, floats, whole, turns)
 
     def backward(saved: Any, grad: Array) -> tuple[Any, ...]:
         pull, x, floats, whole, turns = saved
 
         def add(number: Array, sums: Any) -> Any:
-            _, again = jax.vjp(lambda *trained: one(number, *trained, whole), x, floats)
+            _, again = jax.vjp(lambda x, floats: one(number, x, floats, whole), x, floats)
             return jax.tree.map(jnp.add, sums, again(grad))
 
         return *jax.lax.fori_loop(1, turns, add, pull(grad)), None, None
@@ -331,7 +331,7 @@ def _own_keys(matrices: Matrices, turn: Array | int) -> Matrices:
 
 
 def _cut(weight: Weight, names: tuple[str | None, ...], mesh: Any) -> Any:
-    """The PartitionSpec of each of a weight's arrays: as `sharding.shardings` has them, but gathered over fsdp."""
+    """PartitionSpecs of a weight's arrays: cut by the matrix's names, and an adapter's rank not at all."""
     if not isinstance(weight, Adapted):
         return jax.tree.map(lambda leaf: spec(names, leaf.shape, mesh), weight)
     expert, inputs, outputs = names
@@ -344,8 +344,8 @@ def _cut(weight: Weight, names: tuple[str | None, ...], mesh: Any) -> Any:
     )
 
 
-# Everything that moves rows is linear, and its transpose is known: gathers both ways, and no scatter, whose sums
-# would come in any order.
+# Everything that moves rows is linear, and its transpose is known: gathers both ways, no scatter, and sums
+# whose order does not change.
 Move = Callable[[Array, Any], Array]
 
 
