@@ -305,15 +305,19 @@ def _multiply(
 ) -> Array:
     """down(gelu(gate x) * up x) of rows sorted by expert."""
     gate, up, down = matrices
-    # Kernels may leave anything in rows past the last group, and anything times 0 may be no number.
+    # Kernels may leave anything in rows past the last group, in gradients too, and anything times 0 may be no
+    # number. Nobody reads such rows of the result, so that is not worth a pass over it.
     real = (jnp.arange(rows.shape[0]) < group_sizes.sum())[:, None]
 
+    def clean(rows: Array, weights: Array, group_sizes: Array) -> Array:
+        return jnp.where(real, grouped_matmul(rows, weights, group_sizes), 0)
+
     def wide(weight: Weight) -> Array:
-        out = project_groups(rows, weight, group_sizes, grouped_matmul, dtype)
-        return jnp.where(real, out, 0)
+        return project_groups(rows, weight, group_sizes, clean, dtype)
 
     hidden = gated_gelu(wide(gate), wide(up))
-    return project_groups(hidden, down, group_sizes, grouped_matmul, dtype)
+    last = clean if isinstance(down, Adapted) else grouped_matmul
+    return project_groups(hidden, down, group_sizes, last, dtype)
 
 
 def _own_keys(matrices: Matrices, turn: Array | int) -> Matrices:

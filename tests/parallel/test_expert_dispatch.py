@@ -99,7 +99,7 @@ def emulated_ragged_all_to_all(
 
 @jax.custom_vjp
 def careless_product(rows, weights, group_sizes):
-    """A grouped product that leaves no numbers in rows past the last group, in its gradient too."""
+    """A grouped product that leaves no numbers in rows past the last group, and bears none there."""
     return spoiled(blocked_grouped_matmul(rows, weights, group_sizes), group_sizes)
 
 
@@ -108,15 +108,13 @@ def spoiled(rows, group_sizes):
 
 
 def _careless_backward(saved, grad):
-    pull, group_sizes = saved
+    rows, weights, group_sizes = saved
+    _, pull = jax.vjp(blocked_grouped_matmul, rows, weights, group_sizes)
     d_rows, d_weights, _ = pull(grad)
-    return spoiled(d_rows, group_sizes), d_weights, None
+    return spoiled(d_rows, group_sizes), d_weights + 0 * (rows.sum() + grad.sum()), None
 
 
-careless_product.defvjp(
-    lambda *args: (careless_product(*args), (jax.vjp(blocked_grouped_matmul, *args)[1], args[2])),
-    _careless_backward,
-)
+careless_product.defvjp(lambda *args: (careless_product(*args), args), _careless_backward)
 
 
 def ragged(*args):
@@ -136,7 +134,7 @@ CASES = {
     "ragged": Case({"expert": 4, "data": 2}, "plain", ragged, careless_product),
     "cut widths": Case({"expert": 2, "tensor": 2, "fsdp": 2}),
     "cut rows": Case({"expert": 2, "seq": 2, "tensor": 2}, "qlora"),
-    "one expert each": Case({"expert": 8}, "qlora", ragged),
+    "one expert each": Case({"expert": 8}, "qlora", ragged, careless_product),
     "no exchange": Case({"tensor": 2}, "qlora"),
 }
 
