@@ -22,6 +22,8 @@ from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.expert_dispatch import dispatch_experts
 from gemma4_jax.parallel.kernels import grouped_matmul_for
+from gemma4_jax.parallel.sequence_attention import sequence_attend
+from gemma4_jax.parallel.zigzag import arrange, restore
 from gemma4_jax.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -48,7 +50,13 @@ def transformer(
     """
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
-    parts = Parts(grouped_matmul_for(jax.default_backend()), dispatch_experts)
+    parts = Parts(
+        grouped_matmul=grouped_matmul_for(jax.default_backend()),
+        routed_experts=dispatch_experts,
+        attend=sequence_attend,
+        arrange=arrange,
+        restore=restore,
+    )
     return Transformer(config, dtype_named(dtype), remat, parts)
 
 

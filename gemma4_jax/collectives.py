@@ -15,17 +15,17 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
-from gemma4_jax.sharding import BATCH, TOKENS, rows_over, spec, tokens_spec
+from gemma4_jax.sharding import BATCH, TOKENS, current_mesh, rows_over, spec, tokens_spec
 
 
 def mesh_over(shape: Sequence[int]) -> Any:
-    """The mesh that `jax.set_mesh` set, if it cuts an array of shape [B, T, ...]; else None.
+    """The current mesh, if it cuts an array of shape [B, T, ...]; else None.
 
     It does not where it has one device, and where rows or tokens do not divide: a last, smaller batch of a
     measurement, the one token of a decoding step. Those are computed everywhere.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = current_mesh()
+    if mesh is None:
         return None
     return None if shape[0] % rows_over(mesh) or shape[1] % mesh.shape[TOKENS] else mesh
 

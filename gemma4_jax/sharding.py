@@ -67,8 +67,8 @@ def rows_over(mesh: AnyMesh) -> int:
 def spec(names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
     """How an array with logical axes `names` is cut; UserError where mesh axes do not divide it.
 
-    Axes of size 1 (the scales of quantised matrices) are not cut. Nor are fewer K/V heads than `tensor`
-    has devices: these are small, and every device of the axis has all of them.
+    Axes of size 1 (the scales of quantised matrices) are not cut. Nor are K/V heads where `tensor` has
+    a multiple of their number of devices: they are small, and every device of the axis has all of them.
     """
     for name in names:
         if name is not None and name not in RULES:
@@ -83,7 +83,12 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> Pa
         mine = tuple(
             axis for axis in rule if mesh.shape[axis] > 1 and (len(rule) == 1 or axis not in taken)
         )
-        if name == "kv_heads" and mine and size < mesh.shape["tensor"]:
+        if (
+            name == "kv_heads"
+            and mine
+            and size < (tensor := mesh.shape["tensor"])
+            and not tensor % size
+        ):
             mine = ()
         check_divides(mesh, mine, size, f"axis {name!r}")
         taken |= set(mine)
@@ -123,6 +128,12 @@ def batch_spec() -> PartitionSpec:
 def tokens_spec() -> PartitionSpec:
     """[B, T, ...]: rows as `batch_spec`, and each along its tokens."""
     return PartitionSpec(BATCH, TOKENS)
+
+
+def current_mesh() -> Any:
+    """The mesh that `jax.set_mesh` set, if it has more than one device; else None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
 
 
 def replicated_bytes(tree: Any) -> tuple[int, int]:

@@ -34,17 +34,18 @@ def run(config: DPOConfig) -> int:
     from train.data.shared_prefix import SharedPrefixRows
     from train.loop import Task, fit, total_steps
     from train.losses import make_dpo_loss
-    from train.placement import check_rows, open_mesh
+    from train.placement import check_batch, check_model, open_mesh
     from train.reference import check_live, choose_reference, precomputed
     from train.samples import first_prompts
     from train.start import open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
     mesh = open_mesh(config.mesh)
-    check_rows(mesh, config.batch.rows, config.batch.accumulation)
+    check_batch(mesh, config.batch, config.data.max_length)
     workdir = Workdir(config)
     data = config.data
     start = lora.prepared(open_start(config.model, config.seed, data.max_length, mesh), config.lora)
+    check_model(mesh, start.config)
     family = start.config.family
     encode = dpo_encoder(start.tokenizer, family, data.thoughts)
     settings = {

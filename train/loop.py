@@ -30,7 +30,7 @@ from train.data.pipeline import Batches, Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
 from train.optim import make_optimizer, make_schedule
-from train.placement import describe, own_rows, put_tree, state_shardings
+from train.placement import describe, own_rows, put_tree, row_share, state_shardings
 from train.progress import Reporter
 from train.report import write_report
 from train.start import Start
@@ -120,14 +120,15 @@ def _fit(task: Task) -> int:
         step_options(task),
         jax.tree.map(lambda leaf: leaf.sharding, like),
     )
+    which, of = row_share(mesh)
     iterator = iterate(
         task.source,
         config.batch.rows,
         config.seed,
         buckets=config.data.buckets,
         workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=which,
+        shares=of,
     )
     keep = config.run
     checkpointer = Checkpointer(workdir.checkpoints, keep.keep, keep.keep_every, keep.keep_best)
@@ -152,7 +153,7 @@ def _fit(task: Task) -> int:
                 1e12 * config.run.peak_tflops or peak_flops(jax.devices()[0].device_kind),
                 config.batch.rows / len(task.source),
                 mesh.size,
-                jax.process_count(),
+                of,
             )
             stopping: signal.Signals | None = None
             bad_steps: Any = int(state.bad_steps)

@@ -27,6 +27,8 @@ from train.routing import freeze_router, routing_loss
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
+# Arrays of a batch that have a number for every token, on their last axis.
+PER_TOKEN = ("tokens", "targets", "loss_mask", "segment_ids", "positions", "branches")
 # What is averaged: (sum, weight); the mean is sum / weight once all micro-batches are added.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 PLAIN_SFT, PLAIN_ROUTER = SFTLossConfig(), RouterConfig()
@@ -185,8 +187,7 @@ def make_sft_loss(
 
 def _rows(batch: Batch) -> Batch:
     """A batch of pairs as rows of tokens: [B,2,T] as [2B,T]; packed pairs [B,T] as they are."""
-    names = ["tokens", "targets", "loss_mask", "segment_ids", "positions"]
-    names += ["branches"] if "branches" in batch else []
+    names = (name for name in PER_TOKEN if name in batch)
     return {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in names}
 
 

@@ -50,12 +50,12 @@ class Window:
         peak: float | None,
         epochs_per_step: float,
         devices: int = 1,
-        processes: int = 1,
+        shares: int = 1,
     ):
-        """flops_per_token: of training; peak: of one device in FLOP/s, None if it is not known. processes: that
-        share a batch; tokens of this one's rows stand for theirs."""
+        """flops_per_token: of training; peak: of one device in FLOP/s, None if it is not known. shares: in how
+        many parts processes bring a batch; the tokens of this one's part stand for the others'."""
         self._flops, self._peak, self._epochs = flops_per_token, peak, epochs_per_step
-        self._devices, self._processes = devices, processes
+        self._devices, self._shares = devices, shares
         self._steps: list[Mapping[str, Any]] = []
         self._tokens = 0
         self._waits: list[float] = []
@@ -75,7 +75,7 @@ class Window:
             float(metrics["loss"])
             self._start = time.monotonic()
         else:
-            self._tokens += self._processes * int((batch["segment_ids"] > 0).sum())
+            self._tokens += self._shares * int((batch["segment_ids"] > 0).sum())
             self._waits.append(waited)
 
     def resume(self) -> None:

@@ -1,4 +1,5 @@
-"""Where a run's arrays live: state cut as the table in gemma4_jax/sharding.py says, batches by rows.
+"""Where a run's arrays live: state cut as the table in gemma4_jax/sharding.py says, batches by rows
+and tokens.
 
 A mesh of one device goes the same way. Not here: the table, what a step computes (step.py).
 """
@@ -13,10 +14,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs.checks import ConfigError
 from configs.mesh import MeshConfig
+from configs.schema import BatchConfig
+from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
-from gemma4_jax.sharding import batch_spec, make_mesh, replicated_bytes, rows_over
+from gemma4_jax.parallel.zigzag import check_tokens
+from gemma4_jax.sharding import (
+    BATCH,
+    TOKENS,
+    batch_spec,
+    make_mesh,
+    replicated_bytes,
+    rows_over,
+)
 from train import offload as offloading
-from train.losses import Params
+from train.losses import PER_TOKEN, Params
 from train.step import TrainState
 
 
@@ -26,12 +37,6 @@ def open_mesh(config: MeshConfig) -> Mesh:
         sizes = config.sizes(jax.device_count())
     except ConfigError as error:
         raise UserError(str(error)) from None
-    later = [axis for axis in ("expert", "seq", "tensor") if sizes[axis] > 1]
-    if later:
-        raise UserError(
-            f"mesh.{later[0]} is {sizes[later[0]]}; training uses data and fsdp so far: "
-            "it must be 1"
-        )
     mesh = make_mesh(sizes)
     if jax.process_count() > 1 and mesh.size != jax.device_count():
         raise UserError(
@@ -41,14 +46,27 @@ def open_mesh(config: MeshConfig) -> Mesh:
     return mesh
 
 
-def check_rows(mesh: Mesh, rows: int, accumulation: int) -> None:
-    """UserError unless every micro-batch has as many rows for every device."""
-    parts = rows_over(mesh)
-    if rows // accumulation % parts:
+def check_batch(mesh: Mesh, batch: BatchConfig, max_length: int) -> None:
+    """UserError unless every micro-batch has as many rows, and each row as many tokens, for every device."""
+    parts, rows = rows_over(mesh), batch.rows // batch.accumulation
+    if rows % parts:
         raise UserError(
-            f"batch.rows is {rows} in {accumulation} micro-batches, {rows // accumulation} rows each; the mesh "
-            f"cuts them in {parts} (data x fsdp), which must divide that: set batch.rows to a multiple of "
-            f"{parts * accumulation}, or the mesh smaller"
+            f"batch.rows is {batch.rows} in {batch.accumulation} micro-batches, {rows} rows each; the mesh "
+            f"cuts them in {parts} ({' x '.join(BATCH)}), which must divide that: set batch.rows to a "
+            f"multiple of {parts * batch.accumulation}, or the mesh smaller"
+        )
+    # Shorter lengths that rows may be padded to are multiples of 64.
+    chunks = 2 * mesh.shape["seq"]
+    if chunks > 2 and (max_length % chunks or 64 % chunks):
+        check_tokens(max_length, mesh.shape["seq"])
+
+
+def check_model(mesh: Mesh, config: ModelConfig) -> None:
+    """UserError where an axis has nothing to cut."""
+    if mesh.shape["expert"] > 1 and config.moe is None:
+        raise UserError(
+            f"mesh.expert is {mesh.shape['expert']}, and this model has no experts: "
+            "it must be 1 (mesh.fsdp cuts parameters and rows)"
         )
 
 
@@ -102,19 +120,55 @@ def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
+def _spec_of(name: str, values: np.ndarray) -> PartitionSpec:
+    """Of an array of a batch: rows, and the last axis where it is one of tokens."""
+    if name not in PER_TOKEN:
+        return batch_spec()
+    return PartitionSpec(BATCH, *(None,) * (values.ndim - 2), TOKENS)
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(which, of how many) equal parts of a batch's rows this process has to bring.
+
+    Processes whose devices share rows (`seq` or `tensor` spans processes) bring the same.
+    """
+    blocks = mesh.devices.reshape(rows_over(mesh), -1)
+    mine = [
+        number
+        for number, devices in enumerate(blocks)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    return mine[0] // len(mine), len(blocks) // len(mine)
+
+
 def own_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch of which this process has its own rows, in order of processes."""
-    sharding = NamedSharding(mesh, batch_spec())
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    """A batch of which this process has the rows of its `row_share`."""
+    which, of = row_share(mesh)
+
+    def place(name: str, rows: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(mesh, _spec_of(name, rows))
+        if sharding.is_fully_addressable:
+            return jax.device_put(rows, sharding)
+        count = len(rows)
+
+        def part(index: Any) -> np.ndarray:
+            first, stop, _ = index[0].indices(count * of)
+            return rows[first - which * count : stop - which * count, *index[1:]]
+
+        return jax.make_array_from_callback((count * of, *rows.shape[1:]), sharding, part)
+
+    return {name: place(name, rows) for name, rows in batch.items()}
 
 
 def all_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A batch that every process has whole: cut by rows if they divide, else given to every device."""
-    rows = len(next(iter(batch.values())))
-    spec = PartitionSpec() if rows % rows_over(mesh) else batch_spec()
-    return {name: put(values, NamedSharding(mesh, spec)) for name, values in batch.items()}
+    uneven = len(next(iter(batch.values()))) % rows_over(mesh)
+    return {
+        name: put(
+            values, NamedSharding(mesh, PartitionSpec() if uneven else _spec_of(name, values))
+        )
+        for name, values in batch.items()
+    }
 
 
 def describe(mesh: Mesh, state: Any) -> str:

@@ -5,6 +5,7 @@ order of events (demo.py).
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from configs.schema import (
     RunConfig,
     SFTConfig,
 )
+from examples.ruff_rules.fixes import Fix
 from gemma4_jax.config import FULL, SLIDING, ModelConfig, RopeConfig
 from gemma4_jax.hf_config import config_to_hf
 
@@ -28,27 +30,31 @@ from gemma4_jax.hf_config import config_to_hf
 class Recipe:
     """Sizes of the demo.
 
-    max_length: longest pair in tokens, the few above it are left out. sft_batch: packed sequences of
-    `sft_length` tokens a step. dpo_batch: pairs a step.
+    fixes, held_out_fixes: the most examples of real code of one rule. max_length: longest pair in tokens,
+    the few above it are left out. sft_batch: packed sequences of `sft_length` tokens a step. dpo_batch:
+    pairs a step.
     """
 
     seed: int = 0
+    fixes: int = 12
+    held_out_fixes: int = 3
     vocab_size: int = 2048
     sft_length: int = 256
     sft_batch: int = 8
-    sft_epochs: float = 4.0
+    sft_epochs: float = 3.0
     sft_lr: float = 2e-3
     max_length: int = 192
     dpo_batch: int = 16
-    dpo_epochs: float = 2.0
+    dpo_epochs: float = 1.0
     dpo_lr: float = 1e-4
     beta: float = 0.1
 
-    def fingerprint(self, rules: str) -> dict[str, Any]:
+    def fingerprint(self, rules: str, fixes: Sequence[Fix]) -> dict[str, Any]:
         """Everything that the results depend on, as JSON values. rules: ruff's JSON."""
-        digest = hashlib.blake2b(rules.encode(), digest_size=8).hexdigest()
+        material = rules + "".join(map(repr, fixes))
+        digest = hashlib.blake2b(material.encode(), digest_size=8).hexdigest()
         model = config_to_hf(twin(self.vocab_size))
-        return {"demo": "ruff_rules", **asdict(self), "rules": digest, "model": model}
+        return {"demo": "ruff_rules", **asdict(self), "data": digest, "model": model}
 
 
 def twin(vocab_size: int) -> ModelConfig:
@@ -75,7 +81,7 @@ def twin(vocab_size: int) -> ModelConfig:
 
 
 def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
-    """From random weights, on what the training rules say and on their good examples."""
+    """From random weights, on what the training rules say and on code that follows them."""
     return SFTConfig(
         mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
@@ -103,7 +109,7 @@ def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
 
 
 def dpo_config(recipe: Recipe, folder: Path) -> DPOConfig:
-    """From the SFT result: the good example of each training rule against its bad one."""
+    """From the SFT result: code that follows each training rule against code that does not."""
     return DPOConfig(
         mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,

@@ -1,7 +1,8 @@
 """The rules of the ruff linter as training data: what a rule says, its bad and its good code.
 
 Here: reading `ruff rule --all`, the markdown of an explanation, the split by rule, rows for SFT and
-DPO. Not here: training (train/), scoring (margins.py). ruff and its documentation: MIT license,
+DPO. Not here: code that is not from the documentation (fixes.py), training (train/), scoring
+(margins.py). ruff and its documentation: MIT license,
 https://github.com/astral-sh/ruff.
 """
 
@@ -60,11 +61,17 @@ def find_ruff() -> str | None:
     return str(beside) if beside.exists() else shutil.which("ruff")
 
 
-def installed_rules() -> str:
-    """What `ruff rule --all --output-format json` prints; UserError if there is no ruff."""
+def installed_ruff() -> str:
+    """`find_ruff`; UserError if there is none."""
     program = find_ruff()
     if program is None:
         raise UserError("no ruff found, whose rules are the data; pip install -e '.[demo-real]'")
+    return program
+
+
+def installed_rules() -> str:
+    """What `ruff rule --all --output-format json` prints; UserError if there is no ruff."""
+    program = installed_ruff()
     done = subprocess.run(
         [program, "rule", "--all", "--output-format", "json"],
         capture_output=True,
@@ -101,9 +108,13 @@ def sft_rows(rules: Iterable[Rule]) -> list[dict[str, Any]]:
     rows = []
     for rule in rules:
         rows.append(_dialogue(f"{rule.name}: {rule.summary}\nWhat does the rule check?", rule.what))
-        if rule.good:
-            rows.append(_dialogue(rule.question, rule.good))
+        rows += code_rows([rule])
     return rows
+
+
+def code_rows(rules: Iterable[Rule]) -> list[dict[str, Any]]:
+    """Code that follows each rule, where there is an example."""
+    return [_dialogue(rule.question, rule.good) for rule in rules if rule.good]
 
 
 def dpo_rows(rules: Iterable[Rule]) -> list[dict[str, Any]]:

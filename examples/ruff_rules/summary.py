@@ -3,7 +3,7 @@
 Here: tables and their sentences. Not here: statistics (eval/stats.py), HTML itself (gemma4_jax/pages.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,24 +22,30 @@ _REWARDS = ("policy against reference", "reward accuracy (95 %)", "mean margin, 
 _CHANGES = ("change", "likelier, difference (95 %)", "lost", "gained", "p (McNemar)")
 
 
+#: What is measured, by the name of its file.
+MEASURES = {"code": "code of unseen files", "rules": "unseen rules"}
+
+
+def held_out_file(folder: Path, kind: str) -> Path:
+    """Where the pairs of one of `MEASURES` are."""
+    return folder / f"held_out_{kind}.jsonl"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A model and its scores on the held-out pairs."""
+    """A model and its scores on the held-out pairs, by name of `MEASURES`."""
 
     name: str
-    scores: Scores
+    scores: Mapping[str, Scores]
 
-    def row(self) -> tuple[str, ...]:
+    def row(self, kind: str) -> tuple[str, ...]:
         """Cells of the table of preferences."""
-        return (
-            self.name,
-            str(share(self.scores.likelier)),
-            str(share(self.scores.likelier_per_token)),
-        )
+        scores = self.scores[kind]
+        return self.name, str(share(scores.likelier)), str(share(scores.likelier_per_token))
 
-    def line(self) -> str:
+    def line(self, kind: str) -> str:
         """One line for people."""
-        _, whole, per_token = self.row()
+        _, whole, per_token = self.row(kind)
         return f"good example likelier than the bad one: {whole}; per token: {per_token}"
 
 
@@ -48,22 +54,22 @@ def share(right: np.ndarray) -> Interval:
     return wilson(int(right.sum()), right.size)
 
 
-def rewards(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+def rewards(stages: Sequence[Stage], kind: str) -> list[tuple[str, ...]]:
     """Each stage as policy against the one before as reference."""
     rows: list[tuple[str, ...]] = []
     for before, after in pairwise(stages):
-        margins = after.scores.margins(before.scores)
+        margins = after.scores[kind].margins(before.scores[kind])
         mean = bootstrap_difference(np.zeros_like(margins), margins)
         cells = str(share(margins > 0)), f"{mean.estimate:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
         rows.append((f"{after.name} against {before.name}", *cells))
     return rows
 
 
-def changes(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+def changes(stages: Sequence[Stage], kind: str) -> list[tuple[str, ...]]:
     """What each stage changed, pair by pair."""
     rows: list[tuple[str, ...]] = []
     for before, after in pairwise(stages):
-        change = compare(before.scores.likelier, after.scores.likelier)
+        change = compare(before.scores[kind].likelier, after.scores[kind].likelier)
         rows.append(
             (
                 f"{before.name} -> {after.name}",
@@ -78,13 +84,22 @@ def changes(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
 
 def print_results(stages: Sequence[Stage], narration: Narration) -> None:
     """Tables on the terminal."""
-    for header, rows in (
-        (_HEADER, [stage.row() for stage in stages]),
-        (_REWARDS, rewards(stages)),
-        (_CHANGES, changes(stages)),
-    ):
-        narration.say(pages.text_table(header, rows))
-        narration.say("")
+    for kind, title in MEASURES.items():
+        narration.say(f"  {title}\n")
+        for header, rows in _tables(stages, kind):
+            narration.say(pages.text_table(header, rows))
+            narration.say("")
+
+
+def _tables(
+    stages: Sequence[Stage], kind: str
+) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """(header, rows): preferences, log-ratios, and the same pairs before and after."""
+    return [
+        (_HEADER, [stage.row(kind) for stage in stages]),
+        (_REWARDS, rewards(stages, kind)),
+        (_CHANGES, changes(stages, kind)),
+    ]
 
 
 def write_report(
@@ -94,22 +109,21 @@ def write_report(
     seconds: Sequence[tuple[str, float, float]],
 ) -> Path:
     """The HTML file; returns its path."""
-    n = len(stages[0].scores.tokens)
     parts = [
         pages.paragraph(
-            "A tiny Gemma 4 from random weights, trained on the documented rules of the ruff linter. "
-            f"Every number was measured in this run, on the {n} pairs of held-out rules."
-        ),
-        pages.heading("Preferences on held-out rules"),
-        pages.table(_HEADER, [stage.row() for stage in stages], "Wilson intervals"),
-        pages.table(_REWARDS, rewards(stages), "Log-ratios, chosen minus rejected"),
-        pages.table(_CHANGES, changes(stages), "The same pairs before and after"),
-        pages.heading("Three held-out pairs"),
+            "A tiny Gemma 4 from random weights, trained on the rules of the ruff linter: what they say, "
+            "their documented examples, and the linter's own fixes of the standard library. "
+            "Every number was measured in this run."
+        )
     ]
-    for pair in read_rows(folder / "held_out.jsonl")[:3]:
-        parts.append(pages.said("user", pair["prompt"][0]["content"]))
-        for side, right in (("chosen", True), ("rejected", False)):
-            parts.append(pages.said(side, "", pair[side][0]["content"], right))
+    for kind, title in MEASURES.items():
+        n = len(stages[0].scores[kind].tokens)
+        parts.append(pages.heading(f"Preferences: {title} ({n} pairs)"))
+        parts += [pages.table(header, rows, "") for header, rows in _tables(stages, kind)]
+        for pair in read_rows(held_out_file(folder, kind))[:2]:
+            parts.append(pages.said("user", pair["prompt"][0]["content"]))
+            for side, right in (("chosen", True), ("rejected", False)):
+                parts.append(pages.said(side, "", pair[side][0]["content"], right))
     parts.append(pages.heading("Training"))
     for name in ("sft", "dpo"):
         plot = folder / name / "metrics.png"

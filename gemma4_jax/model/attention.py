@@ -32,8 +32,9 @@ _QUERY_CHUNK = 512
 class KeyValues:
     """Keys and values of one layer, as attended to, and the facts about their tokens.
 
-    Either `key` holds the normed, rotated keys; or it is None and K is implied by V (k_eq_v layers: K =
-    RoPE(key_scale * V) exactly): then `rotated` holds the rotated slice of K, its 2 n dimensions.
+    `key` holds the normed, rotated keys. Where K is implied by V (k_eq_v layers: K = RoPE(key_scale * V)
+    exactly), `rotated` holds the rotated slice of K, its 2 n dimensions, and `key` may be None; where both are
+    there, whoever attends reads one of them.
     """
 
     value: Array  # [B, S, K, H]

@@ -83,11 +83,14 @@ class Attention(nn.Module):
             value = rms_normalize(raw_value, self.config.norm_eps).astype(self.dtype)
             self.sow("intermediates", "key", key)
             self.sow("intermediates", "value", value)
-            if entry is None:
-                kv = KeyValues(value, context.facts, key)
-            else:
-                key_scale = k_norm.variables["params"]["scale"]
+            key_scale = nn.meta.unbox(k_norm.variables["params"]["scale"])
+            if entry is not None:
                 entry, kv = self._remember(key, value, key_scale, context, entry, index)
+            elif layer.value_from_key:
+                rotated = rotated_slice(value, key_scale, context.rotations[layer.kind])
+                kv = KeyValues(value, context.facts, key, rotated, key_scale.astype(jnp.float32))
+            else:
+                kv = KeyValues(value, context.facts, key)
         else:
             kv = lent[layer.kind]
         window = self.config.window if layer.kind == SLIDING else None
@@ -325,8 +328,11 @@ def blank_lending(
     batch = context.facts.index.shape[0]
     heads, head_dim = layer.num_kv_heads, layer.head_dim
     if entry is None:
-        shape = (batch, new, heads, head_dim)
-        return KeyValues(jnp.zeros(shape, dtype), context.facts, jnp.zeros(shape, dtype))
+        zeros = jnp.zeros((batch, new, heads, head_dim), dtype)
+        if not layer.value_from_key:
+            return KeyValues(zeros, context.facts, zeros)
+        turning = zeros[..., : 2 * layer.rope.rotated_pairs(head_dim)]
+        return KeyValues(zeros, context.facts, zeros, turning, jnp.zeros((head_dim,), jnp.float32))
     ring_chunk = layer.kind == SLIDING and new > 1
     size = caching.size(entry) + (new if ring_chunk else 0)
     buffers = {

@@ -1,6 +1,7 @@
 """Adapters as PEFT loads them, and merged: the same logits and gradients, and no delta lost."""
 
 import dataclasses
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -16,8 +17,15 @@ from gemma4_jax import checkpoint
 from gemma4_jax.build import Model
 from gemma4_jax.checkpoint.huggingface import prefix
 from gemma4_jax.errors import UserError
-from gemma4_jax.model.adapters import TARGETS, LoRA, adapted_matrices, attach, init_adapters
-from gemma4_jax.model.weights import dense, quantize
+from gemma4_jax.model.adapters import (
+    TARGETS,
+    LoRA,
+    adapted_matrices,
+    attach,
+    init_adapters,
+    matrices,
+)
+from gemma4_jax.model.weights import Adapted, dense, quantize
 from tests.checkpoint.conftest import Case
 from tests.checkpoint.folders import read_tensors
 from tests.checkpoint.test_writing import their_logits
@@ -29,6 +37,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"targets": ("attention",), "dropout": 0.1},
     "experts": {"targets": ("experts",)},
 }
+# Every variant where it has most to get wrong: per-layer inputs have layers on an axis of their own; experts
+# are stored and scaled in a way of their own.
+every_variant = pytest.mark.parametrize(
+    ("case", "lora"),
+    [
+        ("dense", "rslora"),
+        ("ple", "dora"),
+        *(("moe", variant) for variant in ("lora", "rslora", "attention", "experts")),
+    ],
+    indirect=True,
+)
 # Of logits, absolute; measured 1.2e-4 at most, and 8e-4 on the ple model, where torch's own two forms,
 # adapter and merged, are 3e-4 apart.
 LIMITS = {"dense": 2e-4, "ple": 1e-3, "moe": 2e-4}
@@ -40,28 +59,50 @@ def peft(transformers: ModuleType) -> ModuleType:
     return pytest.importorskip("peft", reason="needs peft: pip install -e '.[oracle]'")
 
 
-@pytest.fixture(params=VARIANTS)
-def lora(request: pytest.FixtureRequest, case: Case) -> LoRA:
-    lora = LoRA(**({"rank": 4, "alpha": 6.0, "targets": TARGETS} | VARIANTS[request.param]))
-    if lora.targets == ("experts",) and case.model.config.moe is None:
-        pytest.skip("no experts")
-    return lora
+@pytest.fixture
+def lora(request: pytest.FixtureRequest) -> LoRA:
+    return LoRA(**({"rank": 4, "alpha": 6.0, "targets": TARGETS} | VARIANTS[request.param]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compute(module: Any, params: Any, tokens: np.ndarray) -> tuple[jax.Array, Any]:
+    """Logits, and the gradient of a made-up loss: one program for all adapters of a model."""
+
+    def value(params: Any) -> tuple[jax.Array, jax.Array]:
+        hidden = module.apply({"params": params}, tokens)
+        logits = module.apply({"params": params}, hidden, method="logits")
+        return (jnp.sin(logits) * slopes(tokens.shape)).sum(), logits
+
+    (_, logits), grads = jax.value_and_grad(value, has_aux=True)(params)
+    return logits, grads
+
+
+def slopes(shape: tuple[int, ...]) -> np.ndarray:
+    """Of the made-up loss: what the sines of a token's logits are multiplied by."""
+    return np.random.default_rng(1).normal(size=(*shape, 1)) / np.prod(shape)
 
 
 def drawn(model: Model, lora: LoRA) -> dict[str, Any]:
     """Adapters far enough from 0 that leaving one out would show."""
     rng = np.random.default_rng(5)
 
-    def draw(path: Any, leaf: jax.Array) -> jax.Array:
-        noise = jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
-        return leaf * (1 + 0.1 * noise) if path[-1].key == "magnitude" else 0.15 * noise
+    def draw(path: Any, leaf: np.ndarray) -> jax.Array:
+        noise = rng.normal(size=leaf.shape)
+        is_magnitude = path[-1].key == "magnitude"
+        return jnp.asarray(leaf * (1 + 0.1 * noise) if is_magnitude else 0.15 * noise, jnp.float32)
 
-    fresh = init_adapters(model.config, lora, 0, model.params)
-    return jax.tree_util.tree_map_with_path(draw, fresh)
+    fresh = jax.jit(functools.partial(init_adapters, model.config, lora, 0))(model.params)
+    return jax.tree_util.tree_map_with_path(draw, jax.device_get(fresh))
 
 
 def with_adapters(model: Model, adapters: dict[str, Any], lora: LoRA) -> Model:
     return dataclasses.replace(model, params=attach(model.params, adapters, lora))
+
+
+def merged(model: Model, adapters: dict[str, Any], lora: LoRA) -> dict[str, Any]:
+    """The model's weights with the adapters in them; tests/train/test_lora.py: the same as beside them."""
+    joined = attach(model.params, adapters, lora)
+    return jax.tree.map(dense, joined, is_leaf=lambda node: isinstance(node, Adapted))
 
 
 def load_peft(peft: ModuleType, transformers: ModuleType, base: Path, adapter: Path) -> Any:
@@ -89,6 +130,7 @@ def load_peft(peft: ModuleType, transformers: ModuleType, base: Path, adapter: P
 
 
 @pytest.mark.slow
+@every_variant
 def test_peft_computes_the_same(
     case: Case, lora: LoRA, tmp_path: Path, transformers: ModuleType, peft: ModuleType
 ) -> None:
@@ -99,23 +141,19 @@ def test_peft_computes_the_same(
     adapters = drawn(case.model, lora)
     checkpoint.save_adapter(tmp_path / "adapter", config, lora, adapters, base=str(case.folder))
     theirs = load_peft(peft, transformers, case.folder, tmp_path / "adapter")
-    tokens = case.vectors["input_ids"]
-    weight = np.random.default_rng(1).normal(size=(*tokens.shape, 1)) / tokens.size
 
-    def ours(adapters: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-        variables = {"params": attach(case.model.params, adapters, lora)}
-        hidden = case.model.module.apply(variables, jnp.asarray(tokens, jnp.int32))
-        logits = case.model.module.apply(variables, hidden, method="logits")
-        return (jnp.sin(logits) * weight).sum(), logits
-
-    (_, logits), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(adapters)
-    output = theirs(input_ids=torch.from_numpy(np.array(tokens)).long()).logits
+    merge = jax.jit(lambda adapters: merged(case.model, adapters, lora))
+    weights, back = jax.vjp(merge, adapters)
+    tokens = case.vectors["input_ids"].astype(np.int32)
+    logits, weight_grads = compute(case.model.module, weights, tokens)
+    (grads,) = back(weight_grads)
+    output = theirs(input_ids=torch.from_numpy(tokens).long()).logits
     expected = output.detach().numpy()
     base = case.vectors["logits"]
     assert np.abs(expected - base).max() > 0.5
     np.testing.assert_allclose(logits, expected, rtol=0, atol=LIMITS[case.folder.name])
 
-    (torch.sin(output) * torch.from_numpy(weight)).sum().backward()
+    (torch.sin(output) * torch.from_numpy(slopes(tokens.shape))).sum().backward()
     checkpoint.save_adapter(tmp_path / "grads", config, lora, grads)
     found = read_tensors(tmp_path / "grads")
     wanted = {
@@ -136,16 +174,17 @@ def test_peft_computes_the_same(
         assert error <= RELATIVE * np.abs(wanted[name]).max() + 1e-6 * largest, name
 
 
+@every_variant
 def test_a_merged_export_holds_every_delta(
     case: Case, lora: LoRA, tmp_path: Path, transformers: ModuleType
 ) -> None:
     adapters = drawn(case.model, lora)
     model = with_adapters(case.model, adapters, lora)
     checkpoint.save_huggingface(model, tmp_path / "merged")
-    base, merged = read_tensors(case.folder), read_tensors(tmp_path / "merged")
-    assert base.keys() == merged.keys()
-    changed = {name for name in base if (base[name] != merged[name]).any()}
-    same = {name for name in base if base[name].tobytes() == merged[name].tobytes()}
+    base, stored = read_tensors(case.folder), read_tensors(tmp_path / "merged")
+    assert base.keys() == stored.keys()
+    changed = {name for name in base if (base[name] != stored[name]).any()}
+    same = {name for name in base if base[name].tobytes() == stored[name].tobytes()}
     assert changed | same == base.keys()
     # As many tensors as there are layers with an adapted matrix; gate and up of experts are one there.
     count = 0
@@ -155,7 +194,7 @@ def test_a_merged_export_holds_every_delta(
     assert len(changed) == count
     start = prefix(case.model.config)
     assert not any("router" in name or "embed_tokens" in name for name in changed)
-    if lora.targets == TARGETS:
+    if adapted_matrices(case.model.config, lora) == matrices(case.model.config):
         linear = {
             n for n in base if base[n].ndim > 1 and "router" not in n and "embed_tokens" not in n
         }
@@ -163,17 +202,19 @@ def test_a_merged_export_holds_every_delta(
         for expert in range(8 if case.model.config.moe else 0):
             for part in ("gate_up_proj", "down_proj"):
                 name = f"{start}layers.0.experts.{part}"
-                assert (base[name][expert] != merged[name][expert]).any()
+                assert (base[name][expert] != stored[name][expert]).any()
     if not lora.dora:
         checkpoint.save_adapter(tmp_path / "adapter", case.model.config, lora, adapters)
-        stored = read_tensors(tmp_path / "adapter")
+        adapter = read_tensors(tmp_path / "adapter")
         for name in changed:
-            delta = peft_delta(stored, name, base[name].shape, lora.scale)
+            delta = peft_delta(adapter, name, base[name].shape, lora.scale)
             assert np.abs(delta).max() > 0.05
-            np.testing.assert_allclose(merged[name] - base[name], delta, rtol=0, atol=2e-6)
-    tokens = case.vectors["input_ids"]
+            np.testing.assert_allclose(stored[name] - base[name], delta, rtol=0, atol=2e-6)
+    tokens = case.vectors["input_ids"].astype(np.int32)
+    weights = jax.jit(lambda adapters: merged(case.model, adapters, lora))(adapters)
+    logits, _ = compute(case.model.module, weights, tokens)
     theirs = their_logits(transformers, tmp_path / "merged", tokens)
-    np.testing.assert_allclose(model.logits(tokens), theirs, rtol=0, atol=LIMITS[case.folder.name])
+    np.testing.assert_allclose(logits, theirs, rtol=0, atol=LIMITS[case.folder.name])
 
 
 def peft_delta(

@@ -106,7 +106,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _is_split(shape: tuple[int, ...], names: tuple[str | None, ...], split: int) -> bool:
-    cut = [size for name, size in zip(names, shape, strict=True) if name and RULES[name] == "fsdp"]
+    cut = [size for name, size in zip(names, shape, strict=True) if name and "fsdp" in RULES[name]]
     assert all(size % split == 0 for size in cut), (shape, names, split)
     return bool(cut)
 

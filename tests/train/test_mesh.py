@@ -1,5 +1,8 @@
 """A step on many devices is that of one: losses, gradients and updates on every mesh, and what lives where."""
 
+import math
+import re
+
 import jax
 import numpy as np
 import optax
@@ -7,24 +10,52 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs.losses import PreferenceConfig
+from configs.schema import BatchConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import logical_axes
 from gemma4_jax.sharding import make_mesh, shardings, spec
+from tests.hlo import travels
+from train.data.sequences import fill
 from train.losses import make_dpo_loss, make_sft_loss
-from train.placement import check_rows, own_rows, put_tree, state_shardings
+from train.placement import check_batch, check_model, own_rows, put_tree, state_shardings
 from train.step import StepOptions, init_state, make_train_step
 
-from .helpers import TINY, assert_trees_close, random_batch, random_pairs, tiny
+from .helpers import (
+    TINY,
+    assert_trees_close,
+    random_batch,
+    random_pairs,
+    random_sequence,
+    stack,
+    tiny,
+)
 
 MESHES = [
     {"data": 8},
     {"fsdp": 8},
+    {"expert": 4},
+    {"seq": 4},
+    {"tensor": 4},
     {"data": 2, "fsdp": 4},
-    {"tensor": 2},
+    {"fsdp": 4, "tensor": 2},
+    {"expert": 2, "seq": 4},
     {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"fsdp": 2, "seq": 2, "tensor": 2},
+    {"data": 2, "expert": 2, "seq": 2},
+    {"data": 2, "fsdp": 2, "seq": 2},
 ]
-# DPO differs in its batch and its loss, not in what is cut: one mesh for each model.
-STEPS = [("sft", sizes) for sizes in MESHES] + [("dpo", {"data": 2, "fsdp": 4})]
+# DPO differs in its batch and its loss, not in what is cut.
+STEPS = [("sft", sizes) for sizes in MESHES]
+STEPS += [("dpo", {"data": 2, "fsdp": 4}), ("dpo", {"expert": 2, "seq": 2, "tensor": 2})]
+
+
+def packed_batch(rows, length, vocab):
+    """Rows of two documents and padding; the documents are longer than a window together, and than a shard."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(length // 4, length // 2, (rows, 2))
+    return stack(
+        [fill([random_sequence(rng, int(n), vocab) for n in row], length) for row in lengths]
+    )
 
 
 def one_step(name, task, sizes, accumulation=1):
@@ -32,7 +63,7 @@ def one_step(name, task, sizes, accumulation=1):
     config, module, params = tiny(name)
     mesh = make_mesh(sizes)
     if task == "sft":
-        loss, batch = make_sft_loss(module, config), random_batch(16, 24, config.vocab_size)
+        loss, batch = make_sft_loss(module, config), packed_batch(16, 32, config.vocab_size)
     else:
         batch = random_pairs(16, 24, config.vocab_size)
         loss = make_dpo_loss(module, config, PreferenceConfig(), live=False)
@@ -129,6 +160,37 @@ def test_the_loss_gathers_no_hidden_states():
     assert "all-gather" not in text and "all-to-all" not in text
 
 
+def test_a_layer_is_gathered_at_a_time_and_no_activation():
+    config, module, params = tiny("tiny-dense")
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    loss = make_sft_loss(module, config)
+    rows, length = 16, 64
+    with jax.set_mesh(mesh):
+        places = shardings(logical_axes(config), params, mesh)
+        batch = random_batch(rows, length, config.vocab_size)
+        batch = own_rows(jax.tree.map(np.asarray, dict(batch)), mesh)
+        totals = {"targets": np.float32(100), "tokens": np.float32(300)}
+
+        def value(params, batch):
+            return loss(params, batch, totals, jax.random.key(0), None).value
+
+        gradient = jax.jit(jax.grad(value), out_shardings=places)
+        compiled = gradient.lower(put_tree(params, places), batch).compile()
+    gathered = {
+        shape: times
+        for (name, shape), times in travels(compiled.as_text()).items()
+        if name == "all-gather" and shape.startswith("f32")
+    }
+    # The loss projects on a device's half of the vocabulary, all of its columns: once, and backward again.
+    table = f"f32[{config.vocab_size // 2},{config.d_model}]"
+    assert gathered.pop(table) <= 2
+    largest = max(layer.d_ff for layer in config.layers) // 2 * config.d_model
+    sizes = [math.prod(map(int, re.findall(r"\d+", shape[3:]))) for shape in gathered]
+    assert sizes and max(sizes) <= largest
+    # Hidden states of more than one device's rows would be larger.
+    assert largest < rows // 4 * length * config.d_model
+
+
 def test_what_does_not_divide_is_one_line():
     mesh = make_mesh({"fsdp": 8})
     with pytest.raises(
@@ -138,6 +200,10 @@ def test_what_does_not_divide_is_one_line():
     with pytest.raises(KeyError, match="no rule for the logical axis 'width'"):
         spec(("width",), (8,), mesh)
     with pytest.raises(UserError, match=r"batch.rows is 12 .*a multiple of 8"):
-        check_rows(mesh, 12, 1)
+        check_batch(mesh, BatchConfig(rows=12), 64)
+    with pytest.raises(UserError, match=r"mesh.expert is 2, and this model has no experts"):
+        check_model(make_mesh({"expert": 2}), tiny("tiny-dense")[0])
+    with pytest.raises(UserError, match=r"mesh.seq is 4, .* does not divide rows of 100 tokens"):
+        check_batch(make_mesh({"seq": 4}), BatchConfig(rows=8), 100)
     with pytest.raises(UserError, match="needs 16 devices, there are 8"):
         make_mesh({"data": 16})

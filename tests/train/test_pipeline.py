@@ -118,7 +118,7 @@ def test_processes_share_every_batch_and_go_on_in_other_numbers(count):
         """What `count` processes read from a position on, put together."""
         readers = []
         for index in range(count):
-            reader = iterate(source, 6, 0, process_index=index, process_count=count)
+            reader = iterate(source, 6, 0, share=index, shares=count)
             reader.set_state(state)
             readers.append(reader)
         found = [np.concatenate([next(r)["tokens"] for r in readers]) for _ in range(batches)]
@@ -135,8 +135,10 @@ def test_processes_share_every_batch_and_go_on_in_other_numbers(count):
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     source = SFTRows(dataset([4] * 10), max_length=64)
-    with pytest.raises(UserError, match=r"batch.rows is 6; .* multiple of the 4 processes"):
-        iterate(source, 6, 0, process_count=4)
+    with pytest.raises(
+        UserError, match=r"batch.rows is 6; .* multiple of 4, the parts that processes"
+    ):
+        iterate(source, 6, 0, shares=4)
 
 
 def test_a_mixture_keeps_its_shares_and_every_row_of_each():

@@ -30,7 +30,7 @@ class Team:
     def __init__(self, repository: Path, folder: Path, *words: str):
         self.repository, self.folder, self.words = repository, folder, words
 
-    def start(self, name: str, count: int) -> list[subprocess.Popen[str]]:
+    def start(self, name: str, count: int, *more: str) -> list[subprocess.Popen[str]]:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
@@ -42,7 +42,7 @@ class Team:
             start_run(
                 self.repository,
                 self.folder / name,
-                self.words,
+                [*self.words, *more],
                 **together,
                 **({"JAX_PROCESS_ID": str(index)} if count > 1 else {}),
             )
@@ -119,9 +119,10 @@ def test_two_processes_then_one_then_four(repository, model_folder, tmp_path):
     one[0].kill()
     team.finish(one)
 
-    codes, outputs = team.finish(team.start("together", 4))
+    # Two of the four share each row.
+    codes, outputs = team.finish(team.start("together", 4, "--mesh.seq", "2"))
     assert codes == [0] * 4, outputs
-    assert "fsdp 4" in outputs[0]
+    assert "fsdp 2 x seq 2" in outputs[0]
     assert_same_run(team, "together", "alone")
 
 

@@ -191,22 +191,22 @@ def iterate(
     *,
     buckets: int = 1,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: int = 0,
+    shares: int = 1,
 ) -> Batches:
     """Endless batches of `rows` examples over all processes, reshuffled in every pass over the data.
 
-    A process gets its rows of every batch: those of all, in order of their indices, are the batch that one
-    process alone would get. Batches run across the ends of passes, so every batch is full and no row is
+    A process gets its share of the rows of every batch: all shares, in order, are the batch that one process
+    alone would get. Batches run across the ends of passes, so every batch is full and no row is
     left out. buckets: lengths that rows may be padded to; a batch has rows of one. workers: processes that
     make batches, 0 for threads.
     """
-    if rows % process_count:
+    if rows % shares:
         raise UserError(
-            f"batch.rows is {rows}; it must be a multiple of the {process_count} processes of this run"
+            f"batch.rows is {rows}; it must be a multiple of {shares}, the parts that processes bring it in"
         )
     sizes = bucket_sizes(source.lengths, length_steps(source.length), buckets)
     order = Order(source.parts, source.lengths, sizes, rows, seed)
-    mine = rows // process_count
-    make = _MakeBatch(source, order, process_index * mine, (process_index + 1) * mine)
+    mine = rows // shares
+    make = _MakeBatch(source, order, share * mine, (share + 1) * mine)
     return Batches(make, workers)
