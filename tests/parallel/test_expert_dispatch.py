@@ -15,7 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.moe import MoE, experts_of_tokens
 from gemma4_jax.model.weights import Adapted, quantize
-from gemma4_jax.parallel.expert_dispatch import dispatch, dispatch_experts, lane_rows, route
+from gemma4_jax.parallel.expert_dispatch import dispatch, dispatch_experts
+from gemma4_jax.parallel.expert_exchange import lane_rows, route
 from gemma4_jax.parallel.grouped_matmul import blocked_grouped_matmul
 from gemma4_jax.presets import preset
 from gemma4_jax.sharding import AXES, make_mesh, shardings, tokens_spec
