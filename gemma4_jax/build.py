@@ -20,6 +20,7 @@ from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
+from gemma4_jax.parallel.expert_dispatch import dispatch_experts
 from gemma4_jax.parallel.kernels import grouped_matmul_for
 from gemma4_jax.parallel.sequence_attention import sequence_attend
 from gemma4_jax.parallel.zigzag import arrange, restore
@@ -51,6 +52,7 @@ def transformer(
         raise unknown("remat policy", remat, REMAT_POLICIES)
     parts = Parts(
         grouped_matmul=grouped_matmul_for(jax.default_backend()),
+        routed_experts=dispatch_experts,
         attend=sequence_attend,
         arrange=arrange,
         restore=restore,

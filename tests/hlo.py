@@ -4,7 +4,8 @@ import re
 from collections import Counter
 
 _COLLECTIVES = (
-    "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+    "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|"
+    "collective-broadcast"
 )
 
 
