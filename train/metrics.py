@@ -7,6 +7,7 @@ here: what is measured (step.py, throughput.py), the console (progress.py).
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,7 +157,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def plot(metrics: Path, picture: Path, names: tuple[str, ...] = ("loss",)) -> None:
-    """Draw the named metrics over steps, one panel each, into a PNG; nothing if there are no rows."""
+    """Draw the named metrics over steps, one panel each, into a picture; nothing if there are no rows.
+
+    Beside each metric of training, what validation measured of it, source by source.
+    """
     # matplotlib takes half a second to import: only a finished run pays for it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -168,8 +172,16 @@ def plot(metrics: Path, picture: Path, names: tuple[str, ...] = ("loss",)) -> No
     figure = Figure(figsize=(7, 3 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, name in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        axis.plot(*zip(*points, strict=True), linewidth=1.2)
+        keys = {key for row in rows for key in row}
+        held_out = sorted(k for k in keys if re.fullmatch(f"validation/.*/{re.escape(name)}", k))
+        for key in (name, *held_out):
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            style = {"marker": "o", "markersize": 3} if key in held_out else {}
+            source = key.removeprefix("validation/").removesuffix(f"/{name}")
+            label = f"validation: {source}" if key in held_out else "training"
+            axis.plot(*zip(*points, strict=True), linewidth=1.2, label=label, **style)
+        if held_out:
+            axis.legend()
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
     axis.set_xlabel("step")

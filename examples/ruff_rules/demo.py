@@ -18,7 +18,14 @@ from examples.folder import open_folder, rows_of, write_text
 from examples.narration import Narration
 from examples.ruff_rules.fixes import Fix, choose, library_fixes
 from examples.ruff_rules.margins import score
-from examples.ruff_rules.recipe import Recipe, dpo_config, sft_config, twin
+from examples.ruff_rules.recipe import (
+    MEASURES,
+    Recipe,
+    dpo_config,
+    held_out_file,
+    sft_config,
+    twin,
+)
 from examples.ruff_rules.rules import (
     code_rows,
     dpo_rows,
@@ -27,13 +34,7 @@ from examples.ruff_rules.rules import (
     sft_rows,
     split,
 )
-from examples.ruff_rules.summary import (
-    MEASURES,
-    Stage,
-    held_out_file,
-    print_results,
-    write_report,
-)
+from examples.ruff_rules.summary import Stage, print_results, write_report
 from examples.running import command_line, train_once
 from gemma4_jax.build import Model, build
 from gemma4_jax.checkpoint import load

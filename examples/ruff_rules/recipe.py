@@ -25,6 +25,14 @@ from examples.ruff_rules.fixes import Fix
 from gemma4_jax.config import FULL, SLIDING, ModelConfig, RopeConfig
 from gemma4_jax.hf_config import config_to_hf
 
+#: What is measured, by the name of its file.
+MEASURES = {"code": "code of unseen files", "rules": "unseen rules"}
+
+
+def held_out_file(folder: Path, kind: str) -> Path:
+    """Where the pairs of one of `MEASURES` are."""
+    return folder / f"held_out_{kind}.jsonl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -32,7 +40,7 @@ class Recipe:
 
     fixes, held_out_fixes: the most examples of real code of one rule. max_length: longest pair in tokens,
     the few above it are left out. sft_batch: packed sequences of `sft_length` tokens a step. dpo_batch:
-    pairs a step.
+    pairs a step. dpo_measure_every: steps between measurements on held-out code.
     """
 
     seed: int = 0
@@ -48,6 +56,7 @@ class Recipe:
     dpo_epochs: float = 1.0
     dpo_lr: float = 1e-4
     beta: float = 0.1
+    dpo_measure_every: int = 20
 
     def fingerprint(self, rules: str, fixes: Sequence[Fix]) -> dict[str, Any]:
         """Everything that the results depend on, as JSON values. rules: ruff's JSON."""
@@ -115,7 +124,10 @@ def dpo_config(recipe: Recipe, folder: Path) -> DPOConfig:
         seed=recipe.seed,
         model=ModelSource(path=str(folder / "sft" / "huggingface")),
         data=DataConfig(
-            path=str(folder / "pairs.jsonl"), max_length=recipe.max_length, overlong="drop"
+            path=str(folder / "pairs.jsonl"),
+            max_length=recipe.max_length,
+            overlong="drop",
+            validation=(str(held_out_file(folder, "code")),),
         ),
         batch=BatchConfig(rows=recipe.dpo_batch),
         optim=OptimConfig(peak_lr=recipe.dpo_lr, schedule="linear", warmup_fraction=0.1, b2=0.95),
@@ -123,7 +135,7 @@ def dpo_config(recipe: Recipe, folder: Path) -> DPOConfig:
             workdir=str(folder / "dpo"),
             epochs=recipe.dpo_epochs,
             log_every=10,
-            save_every=50,
+            save_every=recipe.dpo_measure_every,
             keep=1,
             samples=0,
             export_huggingface=True,

@@ -14,21 +14,12 @@ from eval.stats import Interval, bootstrap_difference, compare, wilson
 from examples.folder import read_rows, write_text
 from examples.narration import Narration
 from examples.ruff_rules.margins import Scores
-from examples.ruff_rules.recipe import Recipe
+from examples.ruff_rules.recipe import MEASURES, Recipe, held_out_file
 from gemma4_jax import pages
 
 _HEADER = ("model", "good example likelier (95 %)", "likelier per token (95 %)")
 _REWARDS = ("policy against reference", "reward accuracy (95 %)", "mean margin, nats (95 %)")
 _CHANGES = ("change", "likelier, difference (95 %)", "lost", "gained", "p (McNemar)")
-
-
-#: What is measured, by the name of its file.
-MEASURES = {"code": "code of unseen files", "rules": "unseen rules"}
-
-
-def held_out_file(folder: Path, kind: str) -> Path:
-    """Where the pairs of one of `MEASURES` are."""
-    return folder / f"held_out_{kind}.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

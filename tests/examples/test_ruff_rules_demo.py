@@ -9,8 +9,8 @@ import pytest
 from examples.ruff_rules.demo import run
 from examples.ruff_rules.fixes import Fix
 from examples.ruff_rules.margins import Scores
-from examples.ruff_rules.recipe import Recipe
-from examples.ruff_rules.summary import MEASURES, Stage, changes, held_out_file, rewards
+from examples.ruff_rules.recipe import MEASURES, Recipe, held_out_file
+from examples.ruff_rules.summary import Stage, changes, rewards
 
 MINI = Recipe(
     fixes=2, held_out_fixes=2, vocab_size=420, sft_length=128, sft_batch=2, sft_epochs=0.2, max_length=128,

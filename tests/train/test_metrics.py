@@ -53,3 +53,13 @@ def test_plot(tmp_path):
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "loss": 1}\n')
     plot(path, picture, ("loss", "absent"))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_shows_validation_beside_training(tmp_path):
+    path, picture = tmp_path / "metrics.jsonl", tmp_path / "metrics.svg"
+    rows = [{"step": n, "loss": 2.0, "validation/a/loss": 3.0 - n} for n in (1, 2)]
+    rows += [{"step": 3, "loss": 1.0, "validation/b/other": 1.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot(path, picture, ("loss",))
+    labels = picture.read_text()
+    assert "validation: a" in labels and "validation: b" not in labels
