@@ -19,6 +19,8 @@ from gemma4_jax.errors import UserError
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # A process that was not heard of for so many seconds is dead, and ends the others (jax waits 100).
 _HEARTBEAT = 30
+# "auto": jax is to ask its surroundings (the metadata server of a Cloud TPU host) who else there is.
+_ASK = "GEMMA4_PROCESSES"
 # Variables by which jax itself recognises a job of several processes.
 _CLUSTERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -27,7 +29,8 @@ def initialize() -> None:
     """Join the other processes of this run, if the environment says that there are any.
 
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; or a job of SLURM
-    or Open MPI, or several TPU workers, which jax recognises. To be called before anything uses a device.
+    or Open MPI, or several TPU workers, which jax recognises; or GEMMA4_PROCESSES=auto, and jax finds out.
+    To be called before anything uses a device.
     """
     given = [name for name in (_ADDRESS, _COUNT, _INDEX) if name in os.environ]
     if given:
@@ -40,8 +43,10 @@ def initialize() -> None:
             _number(_INDEX, least=0),
             heartbeat_timeout_seconds=_HEARTBEAT,
         )
-    elif any(int(os.environ.get(name, "1")) > 1 for name in _CLUSTERS) or "," in os.environ.get(
-        "TPU_WORKER_HOSTNAMES", ""
+    elif (
+        any(int(os.environ.get(name, "1")) > 1 for name in _CLUSTERS)
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        or os.environ.get(_ASK) == "auto"
     ):
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import gke, slurm
+from launch import gke, slurm, tpu
 
 RUN = ["--", "train.sft", "tiny", "--run.workdir", "/runs/x", "--data.path", "a b.jsonl"]
 
@@ -21,7 +21,7 @@ def called(tmp_path, monkeypatch):
     """Stand-ins that write down how they were called; returns what was."""
     folder, log = tmp_path / "bin", tmp_path / "called"
     folder.mkdir()
-    for name in ("sbatch", "squeue", "scancel", "kubectl"):
+    for name in ("sbatch", "squeue", "scancel", "kubectl", "gcloud", "git"):
         stand_in(folder / name, f'echo "{name} $*" >> {log}')
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
@@ -117,6 +117,34 @@ def test_a_jobset_has_a_pod_for_every_host(called, tmp_path):
     assert called()[3] == f"{kubectl} apply -f {file}"
 
 
+def test_a_queued_resource_whose_hosts_fetch_the_code(called, tmp_path):
+    where = ["--name", "align", "--zone", "z", "--bucket", "gs://runs", "--spot"]
+    assert tpu.main(["submit", *where, "--accelerator", "v6e-64", *RUN]) == 0
+    file = tmp_path / "runs/jobs/align.sh"
+    pack, upload, create = called()
+    assert pack.startswith("git -C ") and pack.endswith("align.tar.gz HEAD")
+    assert upload.endswith("align.tar.gz gs://runs/code/align.tar.gz")
+    assert "queued-resources create align --node-id=align --zone=z" in create
+    assert "--accelerator-type=v6e-64 --runtime-version=v2-alpha-tpuv6e --spot" in create
+    assert create.endswith(f"--metadata-from-file=startup-script={file}")
+    assert subprocess.run(["bash", "-n", file]).returncode == 0
+    text = file.read_text()
+    assert "gcloud storage cp gs://runs/code/align.tar.gz source.tar.gz" in text
+    assert text.strip().endswith(
+        "python -u -m train.sft tiny --run.workdir /runs/x --data.path 'a b.jsonl'"
+    )
+
+    assert tpu.main(["stop", *where]) == 0
+    stop, delete = called()[3:]
+    assert "ssh align --zone=z --worker=all --command=sudo systemctl stop align" in stop
+    assert delete.endswith("queued-resources delete align --zone=z --force --quiet")
+    assert tpu.main(["resume", *where, "--accelerator", "v6e-64"]) == 0
+    assert called()[5:] == [delete, create]
+    for action, part in (("tail", "--worker=0"), ("status", "describe align")):
+        assert tpu.main([action, *where]) == 0
+        assert part in called()[-1]
+
+
 @pytest.mark.parametrize(
     ("launcher", "words", "message"),
     [
@@ -126,6 +154,9 @@ def test_a_jobset_has_a_pod_for_every_host(called, tmp_path):
         (slurm, ["submit", "--name", "n", *RUN, "--optim.peak-rl", "1"], "peak-lr"),
         (slurm, ["submit", "--name", "N_", *RUN], "at most 40 of a-z"),
         (slurm, ["submit", "--name", "n", "--nodes", "0", *RUN], "at least 1"),
+        (tpu, ["submit", "--name", "n", "--zone", "z", *RUN], "--bucket is missing"),
+        (tpu, ["submit", "--name", "n", *RUN], "--zone"),
+        (tpu, ["submit", "--name", "n", "--zone", "z", "--accelerator", "v9-8", *RUN], "v6e"),
         (gke, ["submit", "--name", "n", *RUN], "--image is missing"),
         (gke, ["submit", "--name", "n", "--image", "i", "--topology", "3x1", *RUN], "3 chips"),
         (gke, ["submit", "--name", "n", "--image", "i", "--topology", "big", *RUN], "such as 4x4"),
