@@ -137,7 +137,7 @@ class MoE(nn.Module):
     config: ModelConfig
     dtype: Any
     grouped_matmul: GroupedMatmul
-    routed_experts: RoutedExperts
+    routed_experts: RoutedExperts = experts_of_tokens
 
     @nn.compact
     def __call__(
