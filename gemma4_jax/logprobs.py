@@ -130,13 +130,13 @@ class _Settings(NamedTuple):
         """Over the parts of the vocabulary."""
         return values if self.axis is None else jax.lax.pmax(values, self.axis)
 
-    def first(self, table: Array) -> Array | int:
-        """The entry of the vocabulary that this part starts with."""
-        return 0 if self.axis is None else jax.lax.axis_index(self.axis) * table.shape[0]
+    def first(self, part: int) -> Array | int:
+        """The entry of the vocabulary that this part, of so many, starts with."""
+        return 0 if self.axis is None else jax.lax.axis_index(self.axis) * part
 
-    def vocab_size(self, table: Array) -> int:
-        """Of all parts together."""
-        return table.shape[0] * (1 if self.axis is None else jax.lax.axis_size(self.axis))
+    def vocab_size(self, part: int) -> int:
+        """Entries of all parts together, of so many each."""
+        return part * (1 if self.axis is None else jax.lax.axis_size(self.axis))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -174,7 +174,7 @@ def _chunk_scores(settings: _Settings, logits: Array, targets: Array) -> tuple[A
     normalizer = largest + jnp.log(total)
     if not settings.scores:
         return wanted - normalizer, normalizer
-    vocab_size = settings.vocab_size(logits.T)
+    vocab_size = settings.vocab_size(logits.shape[1])
     return (
         wanted - normalizer,
         normalizer,
@@ -190,7 +190,7 @@ def _forward(
 ) -> tuple[tuple[Array, ...], Any]:
     chunk, scores = settings.chunk, settings.scores
     order, chunks = _plan(keep, chunk)
-    local = targets - settings.first(table)
+    local = targets - settings.first(table.shape[0])
 
     def body(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         at = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk)
@@ -212,13 +212,15 @@ def _backward(settings: _Settings, saved: Any, grads: tuple[Array, ...]) -> tupl
     softcap, chunk, scores, _ = settings
     hidden, table, targets, keep, normalizers = saved
     order, chunks = _plan(keep, chunk)
-    local = targets - settings.first(table)
+    local = targets - settings.first(table.shape[0])
     # What all devices of the axis were given the same, shard_map says was given to each in part.
     grads = tuple(settings.sum(grad) for grad in grads)
     # Of the target's logit, of the normaliser, and of the mean: what an entry of a row of logits collects.
     of_target = jnp.where(keep, grads[0], 0.0)
     of_normalizer = jnp.where(keep, grads[1], 0.0) - of_target if scores else -of_target
-    of_mean = jnp.where(keep, grads[2], 0.0) / settings.vocab_size(table) if scores else None
+    of_mean = (
+        jnp.where(keep, grads[2], 0.0) / settings.vocab_size(table.shape[0]) if scores else None
+    )
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         d_hidden, d_table = carry

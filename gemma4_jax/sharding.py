@@ -25,10 +25,8 @@ TOKENS = "seq"
 # that have but one come first. (): never cut.
 RULES: Mapping[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
-    "per_layer_vocab": (
-        "fsdp",
-        "expert",
-    ),  # the table of per-layer inputs has no axis of width d_model
+    # The table of per-layer inputs has no axis of width d_model.
+    "per_layer_vocab": ("fsdp", "expert"),
     "embed": ("fsdp", "expert"),
     "norm": (),  # a few numbers a layer: gathering them would cost more than keeping them
     "heads": ("tensor",),
@@ -83,12 +81,7 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> Pa
         mine = tuple(
             axis for axis in rule if mesh.shape[axis] > 1 and (len(rule) == 1 or axis not in taken)
         )
-        if (
-            name == "kv_heads"
-            and mine
-            and size < (tensor := mesh.shape["tensor"])
-            and not tensor % size
-        ):
+        if name == "kv_heads" and mesh.shape["tensor"] > size and not mesh.shape["tensor"] % size:
             mine = ()
         check_divides(mesh, mine, size, f"axis {name!r}")
         taken |= set(mine)

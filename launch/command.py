@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from configs import cli, dpo, sft
 from configs.schema import AnyConfig
@@ -101,7 +102,7 @@ def at_least_one(text: str) -> int:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose mistakes are one line."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         """Print `error: message` and leave with exit code 2."""
         cli.fail(f"{message} (help: {self.prog} --help)")
 

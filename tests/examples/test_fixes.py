@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from examples.ruff_rules.fixes import Fix, apply, choose, find_fixes
-from examples.ruff_rules.rules import Rule, find_ruff
+from examples.ruff_rules.rules import Rule, installed_ruff
 
 LINES = ["import os\n", "class A:\n", "    x = [ ]\n", "    y = not a == b\n", "    z = 1\n"]
 
@@ -52,11 +50,10 @@ def test_files_are_split_and_no_held_out_line_is_trained_on() -> None:
 
 
 def test_fixes_of_the_installed_linter(tmp_path: Path) -> None:
-    ruff = find_ruff()
-    if ruff is None:
-        pytest.skip("no ruff")
     (tmp_path / "code.py").write_text("def f(a: int) -> bool:\n    return not a == 1\n")
-    found = {fix.code: fix for fix in find_fixes(ruff, [tmp_path / "code.py"], tmp_path)}
+    found = {
+        fix.code: fix for fix in find_fixes(installed_ruff(), [tmp_path / "code.py"], tmp_path)
+    }
     assert found["SIM201"].file == "code.py"
     assert found["SIM201"].bad == "def f(a: int) -> bool:\n    return not a == 1"
     assert found["SIM201"].good == "def f(a: int) -> bool:\n    return a != 1"
