@@ -7,6 +7,7 @@ the one before it used. Not here: exports for other programs (gemma4_jax/checkpo
 saving when (loop.py).
 """
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -50,6 +51,8 @@ class Checkpointer:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # what kills and full disks left takes room
         )
+        for name in ("absl", "asyncio"):  # of Orbax and of the tasks it leaves behind
+            logging.getLogger(name).addFilter(_without_stacks)
         self._manager = self._open()
         self._last: int | None = None  # the step whose save was started last
         self._failed: str | None = None  # why it was not written
@@ -186,6 +189,20 @@ class Checkpointer:
         except Exception as closing:
             self._failed = self._failed or _first_line(closing)
         self._manager = self._open()
+
+
+def _without_stacks(record: logging.LogRecord) -> bool:
+    """Keeps Orbax's errors to a line each: a full disk fails every array, each with stacks in several threads.
+
+    Tasks of a failed save are reported by asyncio when they are collected, maybe after our own last sentence;
+    what they raised has been said by then.
+    """
+    if record.name == "asyncio":
+        return "orbax" not in record.getMessage()
+    if record.exc_info and "orbax" in record.pathname:
+        record.msg, record.args = record.getMessage().split("\n", 1)[0][:300], ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _first_line(error: Exception) -> str:
