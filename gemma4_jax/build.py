@@ -20,6 +20,7 @@ from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
+from gemma4_jax.parallel.cut_cache import attend_cached, remember
 from gemma4_jax.parallel.expert_dispatch import dispatch_experts
 from gemma4_jax.parallel.kernels import grouped_matmul_for
 from gemma4_jax.parallel.sequence_attention import sequence_attend
@@ -56,6 +57,8 @@ def transformer(
         attend=sequence_attend,
         arrange=arrange,
         restore=restore,
+        attend_cached=attend_cached,
+        remember=remember,
     )
     return Transformer(config, dtype_named(dtype), remat, parts)
 

@@ -15,26 +15,50 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
-from gemma4_jax.sharding import BATCH, TOKENS, current_mesh, rows_over, spec, tokens_spec
+from gemma4_jax.sharding import (
+    BATCH,
+    RULES,
+    TOKENS,
+    Rules,
+    batch_spec,
+    current_mesh,
+    rows_over,
+    spec,
+    tokens_spec,
+)
 
 
 def mesh_over(shape: Sequence[int]) -> Any:
     """The current mesh, if it cuts an array of shape [B, T, ...]; else None.
 
-    It does not where it has one device, and where rows or tokens do not divide: a last, smaller batch of a
-    measurement, the one token of a decoding step. Those are computed everywhere.
+    It does not where it has one device, and where rows do not divide: a last, smaller batch of a measurement.
+    Those are computed everywhere.
     """
     mesh = current_mesh()
-    if mesh is None:
-        return None
-    return None if shape[0] % rows_over(mesh) or shape[1] % mesh.shape[TOKENS] else mesh
+    return None if mesh is None or shape[0] % rows_over(mesh) else mesh
+
+
+def spec_of_tokens(shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """How an array [B, T, ...] is cut by a mesh: rows, and tokens where they divide.
+
+    They do not in a step of decoding, which has one; every device of `seq` then computes it.
+    """
+    return batch_spec() if shape[1] % mesh.shape[TOKENS] else tokens_spec()
 
 
 def cut_tokens(x: Array) -> Array:
     """x [B, T, ...], said to be cut along its rows and tokens; x itself where no mesh does."""
-    if mesh_over(x.shape) is None:
+    mesh = mesh_over(x.shape)
+    if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, tokens_spec())
+    return jax.lax.with_sharding_constraint(x, spec_of_tokens(x.shape, mesh))
+
+
+def on_every_device(tree: Any) -> Any:
+    """The arrays of a tree, whole on every device of the current mesh."""
+    if current_mesh() is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
 def over_tokens(
@@ -52,18 +76,21 @@ def over_tokens(
     if mesh is None:
         return function(*tokens, *whole)
     whole_specs = tuple(specs or (PartitionSpec() for _ in whole))
+    cut = spec_of_tokens(tokens[0].shape, mesh)
     mapped = jax.shard_map(
         function,
         mesh=mesh,
-        in_specs=(*(tokens_spec() for _ in tokens), *whole_specs),
-        out_specs=tokens_spec(),
+        in_specs=(*(cut for _ in tokens), *whole_specs),
+        out_specs=cut,
         check_vma=False,
     )
     return mapped(*tokens, *whole)
 
 
-def look_up(table: Array, names: Sequence[str | None], tokens: Int[Array, "B T"]) -> Array:
-    """Rows [B, T, ...] of a table [V, ...] whose logical axes are `names`.
+def look_up(
+    table: Array, names: Sequence[str | None], tokens: Int[Array, "B T"], rules: Rules = RULES
+) -> Array:
+    """Rows [B, T, ...] of a table [V, ...] whose logical axes are `names`, cut by `rules`.
 
     Where the mesh cuts the table, ids travel to the slices and the slices' parts of rows back: no device ever
     has the table whole, or rows of more tokens than its own and its peers'.
@@ -71,7 +98,7 @@ def look_up(table: Array, names: Sequence[str | None], tokens: Int[Array, "B T"]
     mesh = mesh_over(tokens.shape)
     if mesh is None:
         return jnp.take(table, tokens, axis=0)
-    cut = spec(names, table.shape, mesh)
+    cut = spec(names, table.shape, mesh, rules)
     by_row, by_column = (_axes(part) for part in (*cut, None)[:2])
     peers = tuple(axis for axis in (*by_row, *by_column) if axis in BATCH)
 
@@ -92,9 +119,8 @@ def look_up(table: Array, names: Sequence[str | None], tokens: Int[Array, "B T"]
             return jax.lax.all_to_all(found, peers, 0, 3, tiled=True)[0]
         return jax.lax.psum_scatter(found, peers)
 
-    mapped = jax.shard_map(
-        own, mesh=mesh, in_specs=(cut, tokens_spec()), out_specs=tokens_spec(), check_vma=False
-    )
+    rows = spec_of_tokens(tokens.shape, mesh)
+    mapped = jax.shard_map(own, mesh=mesh, in_specs=(cut, rows), out_specs=rows, check_vma=False)
     return mapped(table, tokens)
 
 

@@ -23,7 +23,8 @@ BATCH = ("data", "fsdp", "expert")
 TOKENS = "seq"
 # Logical axis of a parameter -> the mesh axes that cut it, of which each cuts an array once: those of the axes
 # that have but one come first. (): never cut.
-RULES: Mapping[str, tuple[str, ...]] = {
+Rules = Mapping[str, tuple[str, ...]]
+RULES: Rules = {
     "vocab": ("tensor",),
     # The table of per-layer inputs has no axis of width d_model.
     "per_layer_vocab": ("fsdp", "expert"),
@@ -38,8 +39,20 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "per_layer_input": (),
     "layers": (),
     "run": (),
+    # Of what decoding remembers: rows as those of a batch, positions of full layers, heads.
+    "cache_rows": BATCH,
+    "cache_positions": (TOKENS,),
+    "cache_heads": ("tensor",),
 }
 
+
+# In decoding a step reads every weight for a few tokens: `expert` cuts experts alone, and what every token
+# meets is whole on each of its devices instead of being gathered at every step.
+DECODING_RULES: Rules = {
+    **RULES,
+    "embed": ("fsdp",),
+    "per_layer_vocab": ("fsdp",),
+}
 
 AnyMesh = Mesh | AbstractMesh
 
@@ -62,22 +75,27 @@ def rows_over(mesh: AnyMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def spec(names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh) -> PartitionSpec:
+def spec(
+    names: Sequence[str | None],
+    shape: Sequence[int],
+    mesh: AnyMesh,
+    rules: Rules = RULES,
+) -> PartitionSpec:
     """How an array with logical axes `names` is cut; UserError where mesh axes do not divide it.
 
     Axes of size 1 (the scales of quantised matrices) are not cut. Nor are K/V heads where `tensor` has
     a multiple of their number of devices: they are small, and every device of the axis has all of them.
     """
     for name in names:
-        if name is not None and name not in RULES:
-            raise KeyError(f"no rule for the logical axis {name!r}; known: {', '.join(RULES)}")
-    rules = [
-        () if name is None or size == 1 else RULES[name]
+        if name is not None and name not in rules:
+            raise KeyError(f"no rule for the logical axis {name!r}; known: {', '.join(rules)}")
+    cuts = [
+        () if name is None or size == 1 else rules[name]
         for name, size in zip(names, shape, strict=True)
     ]
-    taken = {rule[0] for rule in rules if len(rule) == 1}
+    taken = {rule[0] for rule in cuts if len(rule) == 1}
     cut: list[str | tuple[str, ...] | None] = []
-    for name, size, rule in zip(names, shape, rules, strict=True):
+    for name, size, rule in zip(names, shape, cuts, strict=True):
         mine = tuple(
             axis for axis in rule if mesh.shape[axis] > 1 and (len(rule) == 1 or axis not in taken)
         )
@@ -102,15 +120,15 @@ def check_divides(mesh: AnyMesh, axes: Sequence[str], size: int, what: str) -> N
         )
 
 
-def shardings(axes: Any, tree: Any, mesh: Mesh) -> Any:
+def shardings(axes: Any, tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """A NamedSharding for every array of `tree`; axes: the same nested dict with names as leaves.
 
     Where the tree has a node of several arrays for one matrix (a quantised one), each is cut by that matrix's
     names.
     """
     if isinstance(tree, Mapping):
-        return {name: shardings(axes[name], part, mesh) for name, part in tree.items()}
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(axes, leaf.shape, mesh)), tree)
+        return {name: shardings(axes[name], part, mesh, rules) for name, part in tree.items()}
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules)), tree)
 
 
 def batch_spec() -> PartitionSpec:
@@ -121,6 +139,15 @@ def batch_spec() -> PartitionSpec:
 def tokens_spec() -> PartitionSpec:
     """[B, T, ...]: rows as `batch_spec`, and each along its tokens."""
     return PartitionSpec(BATCH, TOKENS)
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh over which the arrays of a tree are placed; None where they are on one device."""
+    for leaf in jax.tree.leaves(tree):
+        placed = getattr(leaf, "sharding", None)
+        if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh):
+            return placed.mesh if placed.mesh.size > 1 else None
+    return None
 
 
 def current_mesh() -> Any:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from gemma4_jax.collectives import cut_tokens
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
-from gemma4_jax.model.attention import KeyValues, attend, rotated_slice
+from gemma4_jax.model.attention import KeyValues, rotated_slice
 from gemma4_jax.model.layers import MLP, RMSNorm, constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.layout import Run, Segment
 from gemma4_jax.model.moe import MoE
@@ -94,7 +94,8 @@ class Attention(nn.Module):
         else:
             kv = lent[layer.kind]
         window = self.config.window if layer.kind == SLIDING else None
-        attend_to = self.parts.attend if context.length is None else attend
+        over_cache = context.length is not None
+        attend_to = self.parts.attend_cached if over_cache else self.parts.attend
         out = attend_to(self.config, q, kv, context.facts, window)
         o_proj = param(
             self,
@@ -132,9 +133,14 @@ class Attention(nn.Module):
         if "rotated" in entry:
             by = context.rotations[self.layer.kind]
             fresh["rotated"] = rotated_slice(value, key_scale, by)
+        # Over more devices than it has heads, a cache has one for each.
+        copies = entry["value"].shape[4] // value.shape[2]
+        if copies > 1:
+            fresh = {n: jnp.repeat(fresh[n], copies, axis=2) for n in entry}
         before = caching.read(entry, index) if ring and new > 1 else None
-        at = caching.write_slots(context.length, context.count, new, size, ring)
-        written = caching.write(entry, fresh, index, at)
+        written = self.parts.remember(
+            entry, fresh, index, context.length, context.count, self.layer
+        )
         if before is not None:
             # A chunk overwrites ring slots that its own first tokens still see: attend to the ring as it
             # was, followed by the chunk.
@@ -334,7 +340,7 @@ def blank_lending(
         turning = zeros[..., : 2 * layer.rope.rotated_pairs(head_dim)]
         return KeyValues(zeros, context.facts, zeros, turning, jnp.zeros((head_dim,), jnp.float32))
     ring_chunk = layer.kind == SLIDING and new > 1
-    size = caching.size(entry) + (new if ring_chunk else 0)
+    size, heads = caching.size(entry) + (new if ring_chunk else 0), entry["value"].shape[4]
     buffers = {
         name: jnp.zeros((batch, size, heads, buffer.shape[-1]), buffer.dtype)
         for name, buffer in entry.items()

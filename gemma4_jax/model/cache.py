@@ -59,9 +59,11 @@ def init_cache(
     capacity: int,
     dtype: Any = jnp.float32,
     compression: Compression = "value+rotated",
+    tensor: int = 1,
 ) -> Cache:
     """Empty buffers for `batch` rows of up to `capacity` positions.
 
+    tensor: over how many devices heads are cut; a layer with fewer K/V heads keeps copies, one for each device.
     Raises UserError for an encoder (bidirectional "all"), which cannot decode.
     """
     if config.bidirectional == "all":
@@ -73,7 +75,9 @@ def init_cache(
         layer = run.layer
         if not layer.owns_kv:
             return None
-        held = (batch, slots(layer, config, capacity), layer.num_kv_heads)
+        # Whoever has too few heads for the devices has placed parameters first, which says so.
+        heads = max(layer.num_kv_heads, tensor)
+        held = (batch, slots(layer, config, capacity), heads)
         return {
             name: jnp.zeros((repeats, run.length, *held, width), dtype)
             for name, width in entry_widths(layer, compression).items()
@@ -94,6 +98,15 @@ def entry_widths(layer: LayerConfig, compression: Compression) -> dict[str, int]
     if compression == "value":
         return {"value": layer.head_dim}
     return {"value": layer.head_dim, "rotated": rotated}
+
+
+def entry_axes(layer: LayerConfig) -> tuple[str | None, ...]:
+    """Logical axes of an owning layer's buffers [n, m, B, S, K, H].
+
+    A ring is short: every device of a mesh axis that cuts positions has it whole.
+    """
+    positions = None if layer.kind == SLIDING else "cache_positions"
+    return (None, None, "cache_rows", positions, "cache_heads", None)
 
 
 def bytes_per_token(
@@ -137,9 +150,23 @@ def size(entry: dict[str, Array]) -> int:
     return entry["value"].shape[3]
 
 
-def write(entry: Entry, new: dict[str, Array], index: Index, at: Int[Array, "B C"]) -> Entry:
+def remember(
+    entry: dict[str, Array],
+    new: dict[str, Array],
+    index: Index,
+    length: Int[Array, " B"],
+    count: Int[Array, " B"],
+    layer: LayerConfig,
+) -> dict[str, Array]:
+    """Put the first count[b] of each row's new tokens, leaves [B, C, K, ...], behind the `length` it has."""
+    ring, tokens = layer.kind == SLIDING, new["value"].shape[1]
+    return write(entry, new, index, write_slots(length, count, tokens, size(entry), ring))
+
+
+def write(
+    entry: dict[str, Array], new: dict[str, Array], index: Index, at: Int[Array, "B C"]
+) -> dict[str, Array]:
     """Write [B, C, K, ...] leaves of one layer into the stacked buffers, in place under jit."""
-    assert entry is not None
     rows = jnp.arange(at.shape[0])[:, None]
     return {
         name: buffer.at[*index, rows, at].set(

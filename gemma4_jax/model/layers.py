@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from gemma4_jax.collectives import look_up
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.weights import Adapted, Quantized, project
+from gemma4_jax.sharding import Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +160,13 @@ class Embedder(nn.Module):
         # Unit-variance rows after the sqrt(D) scaling, and logits of unit variance at the tied output.
         self.table = param(self, "table", shape, ("vocab", "embed"), fan_in(self.config.d_model))
 
-    def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Rows of the table times sqrt(D), the factor rounded to the compute dtype as upstream does."""
+    def encode(self, tokens: Int[Array, "B T"], rules: Rules) -> Float[Array, "B T D"]:
+        """Rows of the table times sqrt(D), the factor rounded to the compute dtype as upstream does.
+
+        rules: how a mesh cuts the table.
+        """
         scale = jnp.asarray(math.sqrt(self.config.d_model), self.dtype)
-        return look_up(self.table, ("vocab", "embed"), tokens).astype(self.dtype) * scale
+        return look_up(self.table, ("vocab", "embed"), tokens, rules).astype(self.dtype) * scale
 
     def decode(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits after the final soft cap."""
@@ -195,13 +199,13 @@ class PerLayerEmbedder(nn.Module):
         self.norm = RMSNorm(c.norm_eps, axis="per_layer_input")
 
     def __call__(
-        self, tokens: Int[Array, "B T"], embeddings: Float[Array, "B T D"]
+        self, tokens: Int[Array, "B T"], embeddings: Float[Array, "B T D"], rules: Rules
     ) -> Float[Array, "L B T P"]:
         """Inputs for every layer, from token ids (placeholders already replaced by pad) and the
-        embeddings that enter layer 0 (soft tokens already in place)."""
+        embeddings that enter layer 0 (soft tokens already in place). rules: how a mesh cuts the table."""
         scale = jnp.asarray(math.sqrt(self.config.per_layer_input_width), self.dtype)
         names = ("per_layer_vocab", None, "per_layer_input")
-        token_part = look_up(self.table, names, tokens).astype(self.dtype) * scale
+        token_part = look_up(self.table, names, tokens, rules).astype(self.dtype) * scale
         context = project(embeddings, self.projection, "btd,dlp->btlp", self.dtype)
         context = context * self.config.d_model**-0.5
         combined = (token_part + self.norm(context)) * 2**-0.5

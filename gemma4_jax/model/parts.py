@@ -13,14 +13,18 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from gemma4_jax.config import ModelConfig
-from gemma4_jax.model import attention
+from gemma4_jax.config import LayerConfig, ModelConfig
+from gemma4_jax.model import attention, cache
 from gemma4_jax.model.attention import KeyValues
 from gemma4_jax.model.moe import GroupedMatmul, RoutedExperts, experts_of_tokens
 from gemma4_jax.model.visibility import TokenFacts
 
 # Arguments and result of `model.attention.attend`.
 Attend = Callable[[ModelConfig, Array, KeyValues, TokenFacts, int | None], Array]
+# Arguments and result of `model.cache.remember`.
+Remember = Callable[
+    [dict[str, Array], dict[str, Array], cache.Index, Array, Array, LayerConfig], dict[str, Array]
+]
 
 
 def _as_it_is(tree: Any) -> Any:
@@ -35,6 +39,9 @@ class Parts:
     routed_experts: RoutedExperts = experts_of_tokens
     # In training, where a row attends to itself.
     attend: Attend = attention.attend
+    # In decoding, where new tokens attend to what a cache holds; and how they get into it.
+    attend_cached: Attend = attention.attend
+    remember: Remember = cache.remember
     # A pytree of arrays [B, T, ...] in the order in which `attend` wants the tokens of a row, and back.
     arrange: Callable[[Any], Any] = _as_it_is
     restore: Callable[[Any], Any] = _as_it_is

@@ -36,6 +36,7 @@ from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.rope import rotation
 from gemma4_jax.model.stepping import step_segment
 from gemma4_jax.model.visibility import EMPTY, TokenFacts, media_blocks
+from gemma4_jax.sharding import DECODING_RULES, RULES, Rules
 
 
 @jax.tree_util.register_dataclass
@@ -163,15 +164,19 @@ class Transformer(nn.Module):
         x: stream after the owning layers; tokens: the ids of those tokens (text, not soft tokens).
         """
         positions = cache.length[:, None] - 1
-        context = Context(TokenFacts(positions), self._rotations(positions))
-        _, per_layer = self._embed(tokens, None)
+        context = Context(TokenFacts(positions), self._rotations(positions), cache.length)
+        _, per_layer = self._embed(tokens, None, rules=DECODING_RULES)
         first = self.config.first_shared_layer
         lent = self._lent_from(cache)
         x, _ = self._run(x, per_layer, context, None, lent, first, self.config.num_layers)
         return self.final_norm(x)
 
     def _embed(
-        self, tokens: Array, media: Media | None, noise: Array | None = None
+        self,
+        tokens: Array,
+        media: Media | None,
+        noise: Array | None = None,
+        rules: Rules = RULES,
     ) -> tuple[Array, Array | None]:
         """Stream entering layer 0, and per-layer inputs [L, B, T, P] if the model has them."""
         ids = tokens
@@ -179,14 +184,14 @@ class Transformer(nn.Module):
             ids = jnp.where(ids == placeholder, self.config.token_ids.pad, ids)
         if media is not None:
             ids = jnp.where(media.kinds > 0, self.config.token_ids.pad, ids)
-        x = self.embed.encode(ids)
+        x = self.embed.encode(ids, rules)
         if media is not None:
             x = jnp.where((media.kinds > 0)[..., None], media.embeddings.astype(x.dtype), x)
         if noise is not None:
             x = x + noise.astype(x.dtype)
         if not self.config.per_layer_input_width:
             return x, None
-        per_layer = self.per_layer_embed(ids, x)
+        per_layer = self.per_layer_embed(ids, x, rules)
         self.sow("intermediates", "per_layer_inputs", per_layer)
         return x, per_layer
 
@@ -207,7 +212,7 @@ class Transformer(nn.Module):
         context = Context(
             TokenFacts(index, block=block), self._rotations(positions), cache.length, count
         )
-        return context, *self._embed(tokens, media)
+        return context, *self._embed(tokens, media, rules=DECODING_RULES)
 
     def _run(
         self,

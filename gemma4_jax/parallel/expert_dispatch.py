@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from gemma4_jax.collectives import mesh_over
+from gemma4_jax.collectives import mesh_over, spec_of_tokens
 from gemma4_jax.model.layers import gated_gelu
 from gemma4_jax.model.moe import GroupedMatmul, experts_of_tokens
 from gemma4_jax.model.weights import Adapted, Weight, project_groups
@@ -48,7 +48,7 @@ from gemma4_jax.parallel.expert_exchange import (
     to_pairs,
     to_tokens,
 )
-from gemma4_jax.sharding import AXES, BATCH, TOKENS, spec, tokens_spec
+from gemma4_jax.sharding import AXES, BATCH, TOKENS, spec
 
 CAPACITY_FACTOR = 2.0
 
@@ -96,6 +96,7 @@ def dispatch(
         _cut(weight, names, mesh)
         for weight, names in zip(matrices, (_WIDE, _WIDE, _NARROW), strict=True)
     )
+    cut = spec_of_tokens(normed.shape, mesh)
     ways = WAYS[exchange or ("padded" if jax.default_backend() == "cpu" else "ragged")]
 
     def own(
@@ -121,7 +122,7 @@ def dispatch(
             if lane == largest or drop:
                 out = turn(0, x, matrices, (order, inverse, counts))
                 left = jnp.maximum(lanes[jax.lax.axis_index(EXPERT)] - lane, 0).sum()
-                dropped = jax.lax.psum(left, (*BATCH, TOKENS))
+                dropped = jax.lax.psum(left, (*BATCH, TOKENS) if TOKENS in cut else BATCH)
             else:
                 # One number for the whole mesh: devices that leave a loop at different turns would wait for
                 # each other's collectives.
@@ -136,8 +137,8 @@ def dispatch(
     mapped = jax.shard_map(
         own,
         mesh=mesh,
-        in_specs=(tokens_spec(),) * 3 + cuts,
-        out_specs=(tokens_spec(), PartitionSpec()),
+        in_specs=(cut,) * 3 + cuts,
+        out_specs=(cut, PartitionSpec()),
         check_vma=False,
     )
     found: tuple[Array, Array] = mapped(normed, weights, index, *matrices)

@@ -7,7 +7,7 @@ Where K is implied by V, only V and K's rotated slice travel.
 
 The gradient is written out (one custom VJP around two shard_maps): plain differentiation would keep every shard
 that ever visited. Kept are q, the local K/V, the output and its log-sum-exp; keys travel again. Not here:
-caches and decoding (their rows are whole), the arithmetic (`attention_tiles`), the travel
+caches and decoding (`cut_cache`), the arithmetic (`attention_tiles`), the travel
 (`sequence_exchange`).
 
 Letters: B batch, T tokens, N query heads, K key/value heads, H head dim, W window, P parts along `seq`.
@@ -51,15 +51,15 @@ def sequence_attend(
     """`attend` under `jax.set_mesh`: rows cut over data and fsdp, tokens over seq, heads over tensor.
 
     q, kv and facts are in zig-zag order, and so is the result. whole: how the keys of a whole row reach its
-    queries; None leaves it to `full_layer_exchange`. Without a mesh that cuts tokens, and over a cache, whose
-    rows are whole, this is `attend`. Raises UserError for heads or tokens that do not divide.
+    queries; None leaves it to `full_layer_exchange`. Without a mesh that cuts tokens this is `attend`. Raises
+    UserError for heads or tokens that do not divide.
 
     Two outputs that nothing reads are others than `attend`'s: queries that see no key give zeros; padding of a
     row with branches, where all padding has position 0, does not see what comes after it.
     """
     mesh = current_mesh()
     parts, tokens = 1 if mesh is None else mesh.shape[SEQ], q.shape[1]
-    if parts == 1 or kv.value.shape[1] != tokens:
+    if parts == 1:
         return attend(config, q, kv, facts, window)
     check_tokens(tokens, parts)
     spec((None, None, "heads", None), q.shape, mesh)

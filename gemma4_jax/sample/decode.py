@@ -26,16 +26,16 @@ from gemma4_jax.sample.sampling import Filters, Settings, sample
 Params = dict[str, Any]
 
 
+# Fields of states are arrays, or what stands for them where a program is compiled ahead of time.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrefillState:
     """Prompts on their way into the cache."""
 
     cache: Cache
-    stream: (
-        Array  # [B, 1, D]: residual stream of each row's last token so far, after the owning layers
-    )
-    token: Array  # int32 [B, 1]: that token
+    # [B, 1, D]: residual stream of each row's last token so far, after the owning layers
+    stream: Any
+    token: Any  # int32 [B, 1]: that token
 
 
 @jax.tree_util.register_dataclass
@@ -44,10 +44,10 @@ class DecodeState:
     """Rows being continued. `token` has been chosen but is not yet in the cache."""
 
     cache: Cache
-    token: Array  # int32 [B]
-    done: Array  # bool [B]
-    generated: Array  # int32 [B]: tokens chosen so far, the first one included; the noise's step
-    limit: Array  # int32 [B]: how many to choose at most
+    token: Any  # int32 [B]
+    done: Any  # bool [B]
+    generated: Any  # int32 [B]: tokens chosen so far, the first one included; the noise's step
+    limit: Any  # int32 [B]: how many to choose at most
     settings: Settings
 
 
@@ -56,10 +56,10 @@ class DecodeState:
 class Chosen:
     """Tokens of one dispatch. A row's are its first `count`; the rest means nothing."""
 
-    tokens: Array  # int32 [S, B]
-    logprobs: Array  # float32 [S, B]; not finite where the model's numbers are not
-    count: Array  # int32 [B]
-    done: Array  # bool [B]: after these tokens
+    tokens: Any  # int32 [S, B]
+    logprobs: Any  # float32 [S, B]; not finite where the model's numbers are not
+    count: Any  # int32 [B]
+    done: Any  # bool [B]: after these tokens
 
 
 def start_prefill(module: Transformer, cache: Cache) -> PrefillState:

@@ -7,38 +7,78 @@ in use, never by a prompt.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from gemma4_jax.model.cache import Cache, Compression, init_cache
+from gemma4_jax.collectives import on_every_device
+from gemma4_jax.config import ModelConfig
+from gemma4_jax.model.cache import Cache, Compression, entry_axes, init_cache
+from gemma4_jax.model.layout import segments
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import buckets, decode
 from gemma4_jax.sample.requests import Request
 from gemma4_jax.sample.sampling import Filters, Settings, filters_for, row_keys
+from gemma4_jax.sharding import TOKENS, AnyMesh, batch_spec, current_mesh, rows_over, spec
 
 # Steps there is room for in one dispatch; fewer can be asked for without another program.
 DISPATCH_STEPS = 32
 
+start_prefill = jax.jit(decode.start_prefill, static_argnums=0, donate_argnums=1)
 prefill_chunk = jax.jit(decode.prefill_chunk, static_argnums=0, donate_argnums=2)
+
+
 # Nothing donated: the cache goes in and out untouched, which jit forwards without a copy.
-finish_prefill = jax.jit(decode.finish_prefill, static_argnums=0, static_argnames="filters")
-decode_steps = jax.jit(
-    decode.decode, static_argnums=0, static_argnames=("filters", "room"), donate_argnums=2
-)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="filters")
+def finish_prefill(module: Transformer, *args: Any, **options: Any) -> Any:
+    """`decode.finish_prefill`; what it chose is whole on every device, so that any host can read it."""
+    going, chosen = decode.finish_prefill(module, *args, **options)
+    return going, on_every_device(chosen)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("filters", "room"), donate_argnums=2)
+def decode_steps(module: Transformer, *args: Any, **options: Any) -> Any:
+    """`decode.decode`; what it chose is whole on every device."""
+    going, chosen = decode.decode(module, *args, **options)
+    return going, on_every_device(chosen)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def empty_cache(
-    config: Any, rows: int, capacity: int, dtype: Any, compression: Compression
+    config: ModelConfig, rows: int, capacity: int, dtype: Any, compression: Compression
 ) -> Cache:
-    """`init_cache` as one program: one dispatch instead of one per buffer."""
-    return init_cache(config, rows, capacity, dtype, compression)
+    """`init_cache` as one program: one dispatch instead of one per buffer; cut over the current mesh."""
+    mesh = current_mesh()
+    if mesh is None:
+        return init_cache(config, rows, capacity, dtype, compression)
+    cache = init_cache(config, rows, capacity, dtype, compression, mesh.shape["tensor"])
+    return jax.tree.map(
+        lambda leaf, cut: jax.lax.with_sharding_constraint(leaf, cut),
+        cache,
+        cache_specs(config, cache, mesh),
+    )
+
+
+def cache_specs(config: ModelConfig, cache: Cache, mesh: AnyMesh) -> Cache:
+    """How every buffer of a cache is cut; UserError where a mesh axis does not divide it."""
+    entries = tuple(
+        tuple(
+            None
+            if entry is None
+            else {
+                name: spec(entry_axes(run.layer), leaf.shape, mesh) for name, leaf in entry.items()
+            }
+            for run, entry in zip(segment.pattern, slots, strict=True)
+        )
+        for segment, slots in zip(segments(config), cache.entries, strict=True)
+    )
+    return Cache(entries, batch_spec())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +90,7 @@ class Plan:
     prefill_chunk: int
     stop_ids: jax.Array  # int32 [n], -1 matches nothing
     blocked: jax.Array  # bool [V]
+    mesh: Mesh | None  # over which the parameters are placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +113,22 @@ def run(
     """
     # One bfloat16 row is not padded to two for XLA:CPU's sake: whole models decode a single bfloat16 row
     # about as fast as a float32 one, and padding loses a third on jax 0.10 (it gains a sixth on 0.12).
-    rows = buckets.power_of_two(len(requests))
+    parts = 1 if plan.mesh is None else rows_over(plan.mesh)
+    rows = parts * buckets.power_of_two(-(-len(requests) // parts))
     padding = rows - len(requests)
     longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
     # The last token is never written, but a whole chunk must fit where a prompt ends within it.
     capacity = buckets.capacity(longest, module.config.max_position)
-    cache = empty_cache(module.config, rows, capacity, plan.cache_dtype, plan.compression)
-    state = decode.start_prefill(module, cache)
+    if plan.mesh is not None:
+        capacity += -capacity % plan.mesh.shape[TOKENS]
+
+    def on_mesh(program: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        # Not around the whole of this generator: its caller's code runs between its steps.
+        with contextlib.nullcontext() if plan.mesh is None else jax.set_mesh(plan.mesh):
+            return program(*args, **options)
+
+    cache = on_mesh(empty_cache, module.config, rows, capacity, plan.cache_dtype, plan.compression)
+    state = on_mesh(start_prefill, module, cache)
     lengths = np.array([len(r.prompt) for r in requests] + [0] * padding, np.int32)
     for start, size in buckets.chunks(int(lengths.max()), plan.prefill_chunk):
         tokens = np.zeros((rows, size), np.int32)
@@ -86,12 +136,20 @@ def run(
             part = request.prompt[start : start + size]
             tokens[row, : len(part)] = part
         count = np.clip(lengths - start, 0, size)
-        state = prefill_chunk(module, params, state, tokens, count)
+        state = on_mesh(prefill_chunk, module, params, state, tokens, count)
 
     settings, filters = _settings(requests, padding)
     limit = np.array([r.max_new_tokens for r in requests] + [0] * padding, np.int32)
-    going, chosen = finish_prefill(
-        module, params, state, settings, limit, plan.stop_ids, plan.blocked, filters=filters
+    going, chosen = on_mesh(
+        finish_prefill,
+        module,
+        params,
+        state,
+        settings,
+        limit,
+        plan.stop_ids,
+        plan.blocked,
+        filters=filters,
     )
     while True:
         tokens, logprobs, count, done = jax.device_get(
@@ -103,14 +161,14 @@ def run(
             keep[: len(requests)] = answer
         if np.all(done | ~keep):
             return
-        going, chosen = decode_steps(
-            module, params, going, keep, jnp.int32(steps), plan.stop_ids, plan.blocked,
+        going, chosen = on_mesh(
+            decode_steps, module, params, going, keep, np.int32(steps), plan.stop_ids, plan.blocked,
             filters=filters, room=DISPATCH_STEPS,
         )  # fmt: skip
 
 
 def _settings(requests: Sequence[Request], padding: int) -> tuple[Settings, Filters]:
-    """Per-row arrays and what they need; padding rows are greedy."""
+    """Per-row arrays, on the host, and what they need; padding rows are greedy."""
 
     def rows(name: str, neutral: float | int, dtype: Any) -> np.ndarray:
         return np.array([getattr(r, name) for r in requests] + [neutral] * padding, dtype)
@@ -121,7 +179,6 @@ def _settings(requests: Sequence[Request], padding: int) -> tuple[Settings, Filt
     min_p = rows("min_p", 0.0, np.float32)
     zeros = [0] * padding
     key = row_keys([r.seed for r in requests] + zeros, [r.row for r in requests] + zeros)
-    settings = Settings(
-        jnp.array(temperature), jnp.array(top_k), jnp.array(top_p), jnp.array(min_p), key
+    return Settings(temperature, top_k, top_p, min_p, key), filters_for(
+        temperature, top_k, top_p, min_p
     )
-    return settings, filters_for(temperature, top_k, top_p, min_p)

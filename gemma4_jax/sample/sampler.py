@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.errors import UserError, unknown
@@ -21,6 +22,7 @@ from gemma4_jax.sample import programs
 from gemma4_jax.sample.prompts import Prompt, as_list, encode
 from gemma4_jax.sample.requests import Options, Real, Request, Whole, requests
 from gemma4_jax.sample.stopping import RowText
+from gemma4_jax.sharding import mesh_of
 
 # Where the host has a say in when a row ends, it has to look in more often: rows run on until it does.
 _STEPS_BETWEEN_LOOKS = 8
@@ -106,6 +108,10 @@ class Sampler:
     59 against 53 and 48 at 16 Ki: there a larger cache buys time). cache_dtype: of keys and values, by
     default the model's compute dtype. prefill_chunk: most prompt tokens one program call takes.
     max_batch: most prompts that run together.
+
+    Where the model's parameters lie over a mesh, so does all of decoding: rows over `data`, `fsdp` and
+    `expert`, heads over `tensor`, the positions of full layers over `seq`. On several processes each calls
+    with the same prompts and gets the same completions.
     """
 
     def __init__(
@@ -124,11 +130,12 @@ class Sampler:
                 raise UserError(f"{name} must be a whole number above 0, got {value!r}")
         self.model = model
         self._params = jax.tree.map(jnp.asarray, model.params)
+        self._mesh = mesh_of(self._params)
         self.cache_compression = cache_compression
         self._cache_dtype = dtype_named(cache_dtype or model.module.dtype)
         self._prefill_chunk = prefill_chunk
         self._max_batch = max_batch
-        self._blocked = _blocked(model)
+        self._blocked = self._placed(_blocked(model))
 
     def generate(
         self,
@@ -200,10 +207,17 @@ class Sampler:
             compression=self.cache_compression,
             cache_dtype=self._cache_dtype,
             prefill_chunk=self._prefill_chunk,
-            stop_ids=jnp.array(padded, jnp.int32),
+            stop_ids=self._placed(np.array(padded, np.int32)),
             blocked=self._blocked,
+            mesh=self._mesh,
         )
         return rows, plan
+
+    def _placed(self, values: np.ndarray) -> jax.Array:
+        """Where the parameters are, whole on every device."""
+        if self._mesh is None:
+            return jnp.asarray(values)
+        return jax.device_put(values, NamedSharding(self._mesh, PartitionSpec()))
 
     def dispatches(self, prompts: Sequence[Prompt], **options: Any) -> Iterator[programs.Dispatch]:
         """The bare token arrays of one batch, a program call at a time; options as for `generate`.
@@ -253,10 +267,10 @@ def _stop_ids(model: Model, options: Options) -> tuple[int, ...]:
     return tuple(int(i) for i in options.stop_ids)
 
 
-def _blocked(model: Model) -> jax.Array:
+def _blocked(model: Model) -> np.ndarray:
     """Ids that are never generated: what the configuration suppresses, and what has no text."""
     blocked = np.zeros(model.config.vocab_size, bool)
     blocked[list(model.config.token_ids.suppress)] = True
     if model.tokenizer is not None:
         blocked[model.tokenizer.vocab_size :] = True
-    return jnp.asarray(blocked)
+    return blocked

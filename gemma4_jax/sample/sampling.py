@@ -40,11 +40,11 @@ class Settings:
     as probable as the best. The best token always stays.
     """
 
-    temperature: Array  # float32 [B]; 0: greedy
-    top_k: Array  # int32 [B]; 0: off
-    top_p: Array  # float32 [B]; 1: off
-    min_p: Array  # float32 [B]; 0: off
-    key: Array  # PRNG keys [B]
+    temperature: Any  # float32 [B]; 0: greedy
+    top_k: Any  # int32 [B]; 0: off
+    top_p: Any  # float32 [B]; 1: off
+    min_p: Any  # float32 [B]; 0: off
+    key: Any  # PRNG keys [B]
 
 
 @dataclasses.dataclass(frozen=True)

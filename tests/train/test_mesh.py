@@ -1,19 +1,23 @@
 """A step on many devices is that of one: losses, gradients and updates on every mesh, and what lives where."""
 
+import dataclasses
 import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.losses import PreferenceConfig
 from configs.schema import BatchConfig
+from gemma4_jax.build import transformer
 from gemma4_jax.errors import UserError
-from gemma4_jax.model.transformer import logical_axes
-from gemma4_jax.sharding import make_mesh, shardings, spec
+from gemma4_jax.logprobs import token_logprobs
+from gemma4_jax.model.transformer import Media, logical_axes
+from gemma4_jax.sharding import make_mesh, shardings, spec, tokens_spec
 from tests.hlo import travels
 from train.data.sequences import fill
 from train.losses import make_dpo_loss, make_sft_loss
@@ -109,6 +113,50 @@ def test_a_step_on_a_mesh_is_that_of_one_device(alone, name, task, sizes):
     moments = [s.opt_state[1][0].mu for s in (jax.device_get(state), expected)]
     assert_trees_close(*moments, 1e-5)
     assert_trees_close(jax.device_get(state.params), expected.params, 1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"seq": 4}, {"fsdp": 2, "seq": 2, "tensor": 2}], ids=str)
+def test_image_blocks_over_a_border(sizes):
+    """Log-probabilities and gradients of rows whose images lie across shards, through whole models."""
+    config, _, params = tiny("tiny-dense")
+    config = dataclasses.replace(config, bidirectional="vision")
+    module = transformer(config)
+    rng = np.random.default_rng(1)
+    rows, length = 4, 64
+    kinds = np.zeros((rows, length), np.int32)
+    for row, start in enumerate((3, 13, 24, 40)):  # shards of 8 and 16 begin inside them
+        kinds[row, start : start + 14] = 1
+    segments = np.where(np.arange(length) < 60, 1, 0)[None].repeat(rows, 0)
+    segments[0, 30:60] = 2
+    batch = {
+        "tokens": rng.integers(0, config.vocab_size, (rows, length)).astype(np.int32),
+        "segments": segments.astype(np.int32),
+        "kinds": kinds,
+        "embeddings": rng.normal(size=(rows, length, config.d_model)).astype(np.float32),
+    }
+    weights = rng.normal(size=(rows, length)).astype(np.float32) * (segments > 0) * (kinds == 0)
+
+    def value(params, embeddings, batch):
+        media = Media(embeddings, batch["kinds"])
+        hidden = module.apply(
+            {"params": params}, batch["tokens"], segment_ids=batch["segments"], media=media
+        )
+        table, targets = params["embed"]["table"], jnp.roll(batch["tokens"], -1, axis=1)
+        return (token_logprobs(hidden, table, targets, softcap=30.0) * weights).sum()
+
+    def on(sizes):
+        mesh = make_mesh(sizes)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, shardings(logical_axes(config), params, mesh))
+            cut = jax.device_put(batch, NamedSharding(mesh, tokens_spec()))
+            found = jax.jit(jax.value_and_grad(value, (0, 1)))(placed, cut["embeddings"], cut)
+            return jax.device_get(found)
+
+    (loss, gradients), (expected, expected_gradients) = on(sizes), on({})
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert_trees_close(gradients, expected_gradients, 1e-5)
+    batch["kinds"] = np.zeros_like(kinds)
+    assert abs(on({})[0] - expected) > 1e-3 * abs(expected)  # the images are seen
 
 
 def test_micro_batches_on_a_mesh(alone):

@@ -1,0 +1,103 @@
+"""Decoding over a mesh gives each prompt the tokens that one device gives it, and no cache travels."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gemma4_jax.checkpoint import load
+from gemma4_jax.model.transformer import logical_axes
+from gemma4_jax.sample import Sampler, programs
+from gemma4_jax.sharding import DECODING_RULES, RULES, make_mesh, shardings
+from tests.hlo import travels
+from tests.oracle.cases import load_case
+
+CASES = [
+    ("dense", "value", {"data": 8}),
+    ("dense", "value", {"seq": 4, "tensor": 2}),
+    ("dense", "both", {"seq": 2, "tensor": 4}),  # twice as many devices as K/V heads
+    ("dense", "value+rotated", {"fsdp": 2, "seq": 4}),
+    ("ple", "value", {"tensor": 4}),  # one K/V head
+    ("ple", "value", {"data": 2, "fsdp": 2, "seq": 2}),
+    ("moe", "value", {"expert": 8}),
+    ("moe", "value", {"expert": 2, "seq": 2, "tensor": 2}),
+]
+# As a run has its parameters while it trains, and what is best for decoding: for half of the cases each.
+PLACES = [RULES, DECODING_RULES]
+# 21 prompt tokens and 24 new ones: rings of 8 go round, and full layers reach every device of `seq`.
+NEW = 24
+
+
+def over(model, sizes, rules=DECODING_RULES):
+    """The model with its parameters over a mesh."""
+    mesh = make_mesh(sizes)
+    places = shardings(logical_axes(model.config), model.params, mesh, rules)
+    return dataclasses.replace(model, params=jax.device_put(model.params, places))
+
+
+def prompts(case):
+    company = [case.vectors["input_ids"][1, :n].tolist() for n in (1, 33, 9)]
+    return [company[0], case.vectors["greedy_prompt"][0].tolist(), *company[1:]]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
+def test_tokens_are_those_of_one_device_and_of_transformers(number):
+    name, compression, sizes = CASES[number]
+    case = load_case(name)
+    model = load(case.folder)
+    options = {"cache_compression": compression, "prefill_chunk": 16}
+    found, alone = (
+        Sampler(one, **options).generate(prompts(case), NEW, ignore_eos=True)
+        for one in (over(model, sizes, PLACES[number % 2]), model)
+    )
+    assert found[1].tokens == case.vectors["greedy_tokens"].tolist()[:NEW]
+    for on_mesh, on_one in zip(found, alone, strict=True):
+        assert on_mesh.tokens == on_one.tokens
+        # On one device, too, other rows beside it change a row's log-probabilities by up to 4e-5.
+        np.testing.assert_allclose(on_mesh.logprobs, on_one.logprobs, rtol=0, atol=1e-4)
+
+
+def test_sampled_tokens_do_not_depend_on_the_mesh():
+    case = load_case("dense")
+    model = load(case.folder)
+    options = {"temperature": 1.0, "top_k": 40, "top_p": 0.9, "seed": 3, "ignore_eos": True}
+    found, alone = (
+        Sampler(one, prefill_chunk=16).generate(prompts(case), 8, **options)
+        for one in (over(model, {"data": 2, "seq": 2, "tensor": 2}), model)
+    )
+    assert [c.tokens for c in found] == [c.tokens for c in alone]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("dense", {"seq": 4, "tensor": 2}), ("moe", {"expert": 4, "tensor": 2})]
+)
+def test_a_step_moves_a_few_numbers_a_token_never_cache_or_weights(monkeypatch, name, sizes):
+    """The largest thing that travels is a row of logits or of activations; of experts, their tokens' rows."""
+    case = load_case(name)
+    model = over(load(case.folder), sizes)
+    seen = {}
+    for name in ("prefill_chunk", "decode_steps"):
+        program = getattr(programs, name)
+
+        def spy(module, *args, name=name, program=program, **options):
+            lowered = program.lower(module, *args, **options)
+            seen.setdefault(name, (lowered.compile(), args[1]))
+            return program(module, *args, **options)
+
+        monkeypatch.setattr(programs, name, spy)
+    Sampler(model, prefill_chunk=16).generate(prompts(case), 4, ignore_eos=True)
+    config = model.config
+    active = config.moe.num_experts_per_token if config.moe else 1
+    for name, (compiled, state) in seen.items():
+        tokens = 4 * (16 if name == "prefill_chunk" else 1)
+        heads = config.num_heads * config.global_head_dim
+        widest = max(2 * active * config.d_model, heads, config.vocab_size)
+        for (_, shape), _ in travels(compiled.as_text()).items():
+            numbers = np.prod([int(n) for n in shape[shape.index("[") + 1 : -1].split(",") if n])
+            assert numbers <= tokens * widest, (name, shape)
+        if "seq" in sizes:
+            # Full layers hold a quarter of the positions on each device, and a head of two.
+            full = state.cache.entries[0][1]["value"]
+            assert full.sharding.shard_shape(full.shape)[3:5] == (full.shape[3] // 4, 1)
+        assert compiled.memory_analysis().alias_size_in_bytes > 0  # written in place
