@@ -22,8 +22,7 @@ from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.cut_cache import attend_cached, remember
 from gemma4_jax.parallel.expert_dispatch import dispatch_experts
-from gemma4_jax.parallel.kernels import grouped_matmul_for
-from gemma4_jax.parallel.sequence_attention import sequence_attend
+from gemma4_jax.parallel.kernels import attend_for, grouped_matmul_for
 from gemma4_jax.parallel.zigzag import arrange, restore
 from gemma4_jax.text.tokenizer import Tokenizer
 
@@ -54,7 +53,7 @@ def transformer(
     parts = Parts(
         grouped_matmul=grouped_matmul_for(jax.default_backend()),
         routed_experts=dispatch_experts,
-        attend=sequence_attend,
+        attend=attend_for(jax.default_backend()),
         arrange=arrange,
         restore=restore,
         attend_cached=attend_cached,

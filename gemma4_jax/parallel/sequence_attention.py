@@ -26,9 +26,11 @@ from jaxtyping import Array, Float
 
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.attention import KeyValues, attend
+from gemma4_jax.model.parts import Attend
 from gemma4_jax.model.visibility import TokenFacts, visible
 from gemma4_jax.parallel import attention_tiles as tiles
 from gemma4_jax.parallel import sequence_exchange as exchange
+from gemma4_jax.parallel.heads import divisible_heads
 from gemma4_jax.parallel.sequence_exchange import Whole, full_layer_exchange
 from gemma4_jax.parallel.zigzag import SEQ, check_tokens
 from gemma4_jax.sharding import BATCH, current_mesh, rows_over, spec
@@ -47,12 +49,13 @@ def sequence_attend(
     facts: TokenFacts,
     window: int | None,
     whole: Whole | None = None,
+    alone: Attend = attend,
 ) -> Float[Array, "B T N H"]:
     """`attend` under `jax.set_mesh`: rows cut over data and fsdp, tokens over seq, heads over tensor.
 
     q, kv and facts are in zig-zag order, and so is the result. whole: how the keys of a whole row reach its
-    queries; None leaves it to `full_layer_exchange`. Without a mesh that cuts tokens this is `attend`. Raises
-    UserError for heads or tokens that do not divide.
+    queries; None leaves it to `full_layer_exchange`. Without a mesh that cuts tokens this is
+    `alone`. Raises UserError for heads or tokens that do not divide.
 
     Two outputs that nothing reads are others than `attend`'s: queries that see no key give zeros; padding of a
     row with branches, where all padding has position 0, does not see what comes after it.
@@ -60,10 +63,10 @@ def sequence_attend(
     mesh = current_mesh()
     parts, tokens = 1 if mesh is None else mesh.shape[SEQ], q.shape[1]
     if parts == 1:
-        return attend(config, q, kv, facts, window)
+        return alone(config, q, kv, facts, window)
     check_tokens(tokens, parts)
     spec((None, None, "heads", None), q.shape, mesh)
-    kv = _divisible_heads(kv, mesh)
+    kv = divisible_heads(kv, mesh)
     facts, key_facts = (
         dataclasses.replace(f, index=jnp.broadcast_to(f.index, q.shape[:2]))
         for f in (facts, kv.facts)
@@ -72,20 +75,6 @@ def sequence_attend(
     # custom_vjp unflattens its arguments with placeholders, which a checked dataclass would refuse.
     both = vars(facts), vars(key_facts)
     return _attention(how, q, kv.value, _other(kv), kv.key_scale, both)
-
-
-def _divisible_heads(kv: KeyValues, mesh: Any) -> KeyValues:
-    """K/V with heads that `tensor` divides: where it has more devices than heads, each gets its one of them."""
-    heads, devices = kv.value.shape[2], mesh.shape["tensor"]
-    if heads % devices == 0 or devices % heads:
-        spec((None, None, "kv_heads", None), kv.value.shape, mesh)  # raises where none divides
-        return kv
-
-    def repeated(x: Array | None) -> Array | None:
-        return None if x is None else jnp.repeat(x, devices // heads, axis=2)
-
-    value = jnp.repeat(kv.value, devices // heads, axis=2)
-    return KeyValues(value, kv.facts, repeated(kv.key), repeated(kv.rotated), kv.key_scale)
 
 
 @dataclasses.dataclass(frozen=True)
