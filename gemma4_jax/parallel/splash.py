@@ -7,6 +7,8 @@ why). Not here: rows cut over devices (`sequence_attention`), decoding, GPUs.
 Letters: B batch, T tokens, N query heads, K key/value heads, H head dim.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
@@ -67,9 +69,9 @@ def splash_attend(
             by_head = (x.swapaxes(0, 1) for x in (q, key, value))
             return kernel(*by_head, segment_ids=ids).swapaxes(0, 1)
 
-        if segment is None:
-            return jax.vmap(lambda *each: one(*each, None))(q, key, value)
-        return jax.vmap(one)(q, key, value, segment)
+        of_rows: Any = jax.vmap(one)
+        out: Array = of_rows(q, key, value, segment)
+        return out
 
     segment = facts.segment
     if segment is not None:
