@@ -112,6 +112,31 @@ def everywhere(ok: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
 
 
+@contextlib.contextmanager
+def all_succeed(what: str, alone: bool = False) -> Iterator[None]:
+    """Context that fails in every process if it fails in one; all processes must go through it.
+
+    Where it went well and others failed, UserError that says which could not do `what`. alone: this process
+    works for itself; nobody is asked.
+    """
+    if alone or jax.process_count() == 1:
+        yield
+        return
+    from jax.experimental import multihost_utils
+
+    def failed(mine: bool) -> np.ndarray:
+        return np.flatnonzero(multihost_utils.process_allgather(np.asarray(mine)))
+
+    try:
+        yield
+    except Exception:
+        failed(True)
+        raise
+    others = failed(False)
+    if len(others):
+        raise UserError(f"task {others[0]} could not {what}; its own last line says why")
+
+
 def stopping_at(step: int) -> bool:
     """Whether a process of several was told to end, and all agreed to do so at `step`.
 

@@ -72,7 +72,8 @@ def check_model(mesh: Mesh, config: ModelConfig) -> None:
 
 def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """An array that this process has whole, placed; as it is if it lies there already."""
-    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+    where = leaf.sharding if isinstance(leaf, jax.Array) else None
+    if isinstance(where, NamedSharding) and where.is_equivalent_to(sharding, leaf.ndim):
         return leaf
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)

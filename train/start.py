@@ -34,7 +34,8 @@ class Start:
     """config, tokenizer, module: of the model; mesh: of the run; load: makes the initial parameters, placed on
     the mesh, anew at each call.
 
-    load(finish=...): what is kept of each leaf, as `checkpoint.load_params` has it, before it is placed.
+    load(finish=...): what is kept of each leaf, as `checkpoint.load_params` has it. Leaves of a checkpoint are
+    on the mesh when `finish` gets them, fresh ones on the default device.
     chat_template: the checkpoint's own, to be written back with it.
     """
 
@@ -86,7 +87,7 @@ def _from_folder(source: ModelSource, mesh: Mesh) -> Start:
         mesh=mesh,
         load=_placed(
             functools.partial(
-                checkpoint.load_params, source.path, about.config, source.param_dtype
+                checkpoint.load_params, source.path, about.config, source.param_dtype, mesh=mesh
             ),
             about.config,
             mesh,
@@ -98,7 +99,8 @@ def _from_folder(source: ModelSource, mesh: Mesh) -> Start:
 def _placed(
     load: Callable[[Finish], dict[str, Any]], config: ModelConfig, mesh: Mesh
 ) -> Callable[..., dict[str, Any]]:
-    """`load` whose leaves go to the mesh one by one, after what else is to be done with them."""
+    """`load` whose leaves go to the mesh one by one, if they are not there, after what else is to be done with
+    them."""
 
     def placed(finish: Finish = lambda path, leaf: leaf) -> dict[str, Any]:
         axes = logical_axes(config)

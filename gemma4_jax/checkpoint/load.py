@@ -5,27 +5,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from gemma4_jax.build import Model, build, dtype_named
 from gemma4_jax.checkpoint import reading, store
 from gemma4_jax.checkpoint.description import describe
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
+from gemma4_jax.model.transformer import abstract_params, logical_axes
+from gemma4_jax.sharding import AXES, shardings
 
 
-def load(path: str | Path, dtype: Any = "float32", mesh: jax.sharding.Mesh | None = None) -> Model:
+def load(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None) -> Model:
     """The model in a Hugging Face folder, or in one that `checkpoint.save` wrote.
 
     dtype: of the parameters and of the computation ("float32", "bfloat16", "float16"), whatever the
-    files hold. mesh: parameters are placed on the default device; there is no other choice yet.
+    files hold. mesh: what cuts the parameters, as `sharding.make_mesh` makes it; each process reads what its
+    own devices hold. None: all of them on the default device.
 
     Raises UserError, in one line, for whatever is wrong with the folder.
     """
-    if mesh is not None:
-        raise UserError("load cannot place parameters on a mesh; pass mesh=None")
     dtype = dtype_named(dtype)
     about = describe(path)
-    params = load_params(path, about.config, dtype)
+    params = load_params(path, about.config, dtype, mesh=mesh)
     return build(
         about.config, params, about.tokenizer, dtype=dtype, chat_template=about.chat_template
     )
@@ -35,20 +37,36 @@ Finish = Callable[[tuple[str, ...], jax.Array], Any]  # (keys from the root, lea
 
 
 def load_params(
-    path: str | Path, config: ModelConfig, dtype: Any = "float32", finish: Finish | None = None
+    path: str | Path,
+    config: ModelConfig,
+    dtype: Any = "float32",
+    finish: Finish | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """The parameter tree of a model folder whose configuration (`describe`) is known already.
 
     finish: what is kept of each leaf, such as its quantised form. From a Hugging Face folder it is
-    applied as leaves are read, so that the whole tree is never held unfinished.
+    applied as leaves are read, so that the whole tree is never held unfinished. mesh: see `load`; leaves are
+    placed when `finish` gets them.
     """
     folder, dtype = Path(path), dtype_named(dtype)
+    places = None if mesh is None else _places(config, mesh)
     if store.is_store(folder):
-        params = store.read_params(folder, config, dtype)
+        params = store.read_params(folder, config, dtype, places)
         return params if finish is None else finish_leaves(params, finish)
     if finish is None:
-        return reading.read_params(folder, config, dtype)
-    return reading.read_params(folder, config, dtype, finish=finish)
+        return reading.read_params(folder, config, dtype, places)
+    return reading.read_params(folder, config, dtype, places, finish)
+
+
+def _places(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    if mesh.axis_names != AXES:
+        raise UserError(
+            f"the mesh has the axes {', '.join(map(str, mesh.axis_names))}; parameters are cut over "
+            f"{', '.join(AXES)}: make it with gemma4_jax.sharding.make_mesh"
+        )
+    places: dict[str, Any] = shardings(logical_axes(config), abstract_params(config), mesh)
+    return places
 
 
 def finish_leaves(

@@ -11,6 +11,7 @@ from pathlib import Path
 from gemma4_jax.checkpoint.huggingface import text_tensors, unused_kv
 from gemma4_jax.checkpoint.safetensors import DTYPES, StoredTensor
 from gemma4_jax.config import ModelConfig
+from gemma4_jax.distributed import is_main
 from gemma4_jax.errors import UserError
 
 log = logging.getLogger("gemma4_jax")
@@ -78,7 +79,8 @@ def _sort_out_the_rest(
     if shared:
         log.info("%s: ignored unused K/V of layers that share: %s", folder, _amount(shared))
     for head in heads:
-        if not _same_bytes(head, table):
+        # Two of the biggest tensors, read whole for a word: one process does it.
+        if is_main() and not _same_bytes(head, table):
             log.warning(
                 "%s: %s differs from the embedding table and is ignored; Gemma 4 ties the two",
                 folder,

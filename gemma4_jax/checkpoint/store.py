@@ -4,6 +4,7 @@ For what stays with us (`gemma4 convert`): no renaming, no transposing, and leav
 where they are sharded. Not here: checkpoints of a training run, which hold its whole state.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gemma4_jax.checkpoint.description import CONFIG, write_description
 from gemma4_jax.checkpoint.folders import replacing
 from gemma4_jax.checkpoint.host import all_finite, host_block
 from gemma4_jax.config import ModelConfig
+from gemma4_jax.distributed import all_succeed
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params
 
@@ -41,19 +43,24 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> None:
         write_description(folder, model, dtype)
 
 
-def read_params(folder: Path, config: ModelConfig, dtype: Any) -> dict[str, Any]:
-    """The parameter tree in a folder of ours, all leaves of `dtype`, on the default device.
+def read_params(
+    folder: Path, config: ModelConfig, dtype: Any, places: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The parameter tree in a folder of ours, all leaves of `dtype`.
 
+    places: a sharding for every leaf, of which a process reads its own slices; None: the default device.
     Raises UserError if leaves are missing, have shapes the config does not imply, are not finite,
     or cannot be read.
     """
     import orbax.checkpoint as ocp
 
     where = folder.absolute() / _PARAMS
+    shapes = abstract_params(config, dtype)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        abstract_params(config, dtype),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        jax.tree.map(lambda _: here, shapes) if places is None else places,
     )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -65,11 +72,21 @@ def read_params(folder: Path, config: ModelConfig, dtype: Any) -> dict[str, Any]
             raise
         first_line = str(error).strip().partition("\n")[0][:200]
         raise UserError(f"{where} cannot be restored, it is damaged: {first_line}") from None
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        blocks = (host_block(leaf, slice(i, i + 1)) for i in range(leaf.shape[0]))
-        if not all(map(all_finite, blocks)):
-            raise UserError(f"{where}: {_name(path)} holds NaN or Inf; the checkpoint is broken")
+    alone = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params))
+    with all_succeed(f"read its slices of {where}", alone):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not all(map(all_finite, _own_blocks(leaf))):
+                raise UserError(
+                    f"{where}: {_name(path)} holds NaN or Inf; the checkpoint is broken"
+                )
     return params
+
+
+def _own_blocks(leaf: jax.Array) -> Iterator[np.ndarray]:
+    """What this process's devices hold of a leaf, each number once, layer by layer or row by row."""
+    slices = {str(shard.index): shard.data for shard in leaf.addressable_shards}
+    for own in slices.values():
+        yield from (host_block(own, slice(i, i + 1)) for i in range(own.shape[0]))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError, unknown
+from gemma4_jax.model.quantize_slices import quantize_slices
 from gemma4_jax.model.transformer import abstract_params, logical_axes
 from gemma4_jax.model.weights import Adapted, Quantization, Quantized, column_norms, quantize
 
@@ -211,12 +213,15 @@ class Quantizer:
         self._form = form
 
     def __call__(self, path: tuple[str, ...], leaf: Array) -> Array | Quantized:
-        """Waits for the result: the leaf's own memory can go before the next one comes."""
+        """Waits for the result: the leaf's own memory can go before the next one comes. A leaf that lies on a
+        mesh is quantised there, slice by slice."""
         matrix = self._matrices.get(path)
         if matrix is None:
             return leaf
+        placed = isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.size > 1
+        rounded = quantize_slices if placed else quantize
         return jax.block_until_ready(
-            quantize(leaf, self._form, lead=matrix.lead, inputs=matrix.inputs)
+            rounded(leaf, self._form, lead=matrix.lead, inputs=matrix.inputs)
         )
 
 

@@ -203,26 +203,34 @@ def dense(weight: Weight) -> Array:
     return merged.reshape(weight.shape)
 
 
-def quantize(matrix: Array, form: Quantization, *, lead: int, inputs: int) -> Quantized:
+def quantize(
+    matrix: Array, form: Quantization, *, lead: int, inputs: int, across: tuple[str, ...] = ()
+) -> Quantized:
     """Round [..., I, O] to `form`; lead, inputs: number of axes of "..." and of I.
 
     Slice by slice of the leading axes: temporaries are as big as one layer's matrix, not as the stack.
+    across: inside `shard_map`, the mesh axes that cut I (`quantize_slices.py`).
     """
-    return _quantize(matrix, form, lead, inputs)
+    return _quantize(matrix, form, lead, inputs, across)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _quantize(matrix: Array, form: Quantization, lead: int, inputs: int) -> Quantized:
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _quantize(
+    matrix: Array, form: Quantization, lead: int, inputs: int, across: tuple[str, ...]
+) -> Quantized:
     stack = matrix.shape[:lead]
-    rounded = functools.partial(_int8, inputs=inputs) if form == "int8" else _nf4
+    whole = functools.partial(_int8, inputs=inputs, across=across)
+    rounded = whole if form == "int8" else _nf4
     flat = matrix.reshape(math.prod(stack), *matrix.shape[lead:])
     out: Quantized = jax.lax.map(rounded, flat)
     return jax.tree.map(lambda leaf: leaf.reshape(*stack, *leaf.shape[1:]), out)
 
 
-def _int8(matrix: Array, inputs: int) -> Quantized:
+def _int8(matrix: Array, inputs: int, across: tuple[str, ...]) -> Quantized:
     matrix = matrix.astype(jnp.float32)
     largest = jnp.max(jnp.abs(matrix), axis=tuple(range(inputs)), keepdims=True)
+    if across:
+        largest = jax.lax.pmax(largest, across)
     scales = jnp.where(largest > 0, largest / 127, 1.0)
     return Quantized(jnp.round(matrix / scales).astype(jnp.int8), scales)
 

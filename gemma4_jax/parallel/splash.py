@@ -78,12 +78,12 @@ def splash_attend(
         segment = jnp.broadcast_to(segment, q.shape[:2])
     if mesh is None:
         return own(q, kv.key, kv.value, segment)
-    kv = divisible_heads(kv, mesh)
+    held = divisible_heads(kv, mesh)
     heads, rows = PartitionSpec(BATCH, None, "tensor"), PartitionSpec(BATCH)
     mapped = jax.shard_map(
         own, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )
-    found: Array = mapped(q, kv.key, kv.value, segment)
+    found: Array = mapped(q, held.key, held.value, segment)
     return found
 
 

@@ -1,12 +1,16 @@
-"""Hugging Face folders for tests, from the format's description: nothing of ours is involved."""
+"""Hugging Face folders for tests, written from the format's description."""
 
 import json
 import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from gemma4_jax.checkpoint.huggingface import prefix, text_tensors
+from gemma4_jax.config import ModelConfig
 
 FORMATS = {
     "F64": np.dtype(np.float64),
@@ -79,3 +83,12 @@ def copy_folder(
 def _split(names: Iterable[str], parts: int) -> list[list[str]]:
     names = list(names)
     return [names[i::parts] for i in range(parts)]  # neighbours in unlike files
+
+
+def random_tensors(config: ModelConfig, dtype: Any) -> dict[str, np.ndarray]:
+    """Noise for every tensor of a model, by its name in a file."""
+    noise = np.random.default_rng(0).standard_normal(1_000_003).astype(dtype)
+    return {
+        prefix(config) + tensor.name: np.resize(noise, tensor.shape)
+        for tensor in text_tensors(config)
+    }

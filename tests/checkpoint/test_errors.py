@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -197,6 +196,3 @@ def test_shards(tmp_path: Path) -> None:
 def test_arguments(ple: Case) -> None:
     with pytest.raises(UserError, match="unknown dtype 'int8'"):
         checkpoint.load(ple.folder, dtype="int8")
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    with pytest.raises(UserError, match="pass mesh=None"):
-        checkpoint.load(ple.folder, mesh=mesh)

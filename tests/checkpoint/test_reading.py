@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from gemma4_jax import checkpoint
-from gemma4_jax.checkpoint.reading import read_params
 from gemma4_jax.config import ModelConfig
+from gemma4_jax.sharding import make_mesh
 from tests.checkpoint.conftest import Case
 from tests.checkpoint.folders import copy_folder
 
@@ -144,23 +144,11 @@ def test_generation_config_and_tokenizer_come_along(ple: Case, tmp_path: Path) -
     assert model.chat_template == "{{ messages }}"
 
 
-def test_leaves_go_where_they_are_sharded(ple: Case) -> None:
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    def sharding_for(path: tuple[str, ...]) -> jax.sharding.Sharding:
-        return split if path[-1] == "table" else whole
-
-    params = read_params(ple.folder, ple.model.config, jnp.float32, sharding_for)
-    same(params, ple.model.params)
-    assert params["embed"]["table"].sharding == split
-    assert params["final_norm"]["scale"].sharding == whole
-
-
-def test_the_arrays_own_their_memory(ple: Case) -> None:
-    """Donating adopted memory, and changing the file, must not reach other arrays."""
-    params = checkpoint.load_params(ple.folder, ple.model.config)
+@pytest.mark.parametrize("sizes", [None, {"data": 2, "fsdp": 2}])
+def test_the_arrays_own_their_memory(ple: Case, sizes: dict[str, int] | None) -> None:
+    """Donating adopted memory, which devices may share, must not reach other arrays."""
+    mesh = None if sizes is None else make_mesh(sizes)
+    params = checkpoint.load_params(ple.folder, ple.model.config, mesh=mesh)
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
     twice = step(step(params))
     same(twice, jax.tree.map(lambda x: np.asarray(x) * 4, ple.model.params))

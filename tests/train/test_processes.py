@@ -5,6 +5,7 @@ Slow: each process imports jax and compiles.
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from tests.checkpoint.folders import read_tensors, write_tensors
 
 from .conftest import sum_pairs, sum_rows, write_rows
 from .helpers import assert_trees_close, start_run
@@ -142,11 +145,34 @@ def test_a_process_that_dies_ends_the_other_and_is_named(repository, model_folde
     assert re.search(r"Task 1 heartbeat timeout|task:1", outputs[0]), outputs[0][-3000:]
 
 
+def test_a_slice_that_one_process_cannot_read_ends_both_in_a_line(
+    repository, model_folder, tmp_path
+):
+    folder = tmp_path / "broken"
+    shutil.copytree(model_folder, folder)
+    tensors = read_tensors(folder)
+    table = tensors["model.embed_tokens.weight"].copy()
+    table[:, -1] = np.nan  # a column of the second process's
+    write_tensors(
+        folder / "model.safetensors",
+        tensors | {"model.embed_tokens.weight": table},
+    )
+    data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
+    team = Team(repository, tmp_path, *command("sft", folder, data))
+    codes, outputs = team.finish(team.start("run", 2))
+    assert codes == [2, 2], outputs
+    said = [re.findall("^error: .*", output, re.MULTILINE) for output in outputs]
+    assert [len(lines) for lines in said] == [1, 1], outputs
+    assert f"task 1 could not read its slices of {folder}; its own last line" in said[0][0]
+    assert "embed_tokens.weight holds NaN or Inf; the checkpoint is broken" in said[1][0]
+
+
 def test_pairs_with_a_precomputed_reference_adapters_and_an_export(
     repository, model_folder, tmp_path
 ):
     data = write_rows(tmp_path / "pairs.jsonl", sum_pairs(24))
     extra = "--lora.rank", "2", "--loss.reference", "precomputed", "--run.export-huggingface"
+    extra += "--lora.base-quantization", "int8"  # each process quantises its slices
     team = Team(repository, tmp_path, *command("dpo", model_folder, data), *extra)
     for name, count in (("alone", 1), ("together", 2)):
         codes, outputs = team.finish(team.start(name, count))
