@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma4_jax.collectives import mesh_over, over_tokens
 from gemma4_jax.model.layers import soft_cap
-from gemma4_jax.sharding import spec
+from gemma4_jax.sharding import platform, spec
 
 # A chunk of logits of so many numbers stays in a processor's cache (XLA:CPU, 16 MiB in float32), but never
 # fewer rows than make reading the table once a chunk worth it: an accelerator multiplies hundreds of rows in
@@ -81,7 +81,7 @@ def token_scores(
 
 def default_chunk(vocab_size: int) -> int:
     """Positions taken at a time on this platform; of 262 144 entries 64 MiB on CPU, else 512 MiB."""
-    least = _LEAST_ROWS.get(jax.default_backend(), _LEAST_ROWS_ON_ACCELERATORS)
+    least = _LEAST_ROWS.get(platform(), _LEAST_ROWS_ON_ACCELERATORS)
     return max(least, _CHUNK_LOGITS // vocab_size)
 
 

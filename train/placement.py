@@ -120,7 +120,12 @@ def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
-def _spec_of(name: str, values: np.ndarray) -> PartitionSpec:
+def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Of every array of a batch (or its shape): rows over what cuts batches, tokens over what cuts tokens."""
+    return {name: NamedSharding(mesh, _spec_of(name, values)) for name, values in batch.items()}
+
+
+def _spec_of(name: str, values: Any) -> PartitionSpec:
     """Of an array of a batch: rows, and the last axis where it is one of tokens."""
     if name not in PER_TOKEN:
         return batch_spec()

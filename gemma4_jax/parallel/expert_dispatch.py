@@ -48,7 +48,7 @@ from gemma4_jax.parallel.expert_exchange import (
     to_pairs,
     to_tokens,
 )
-from gemma4_jax.sharding import AXES, BATCH, TOKENS, spec, tokens_spec
+from gemma4_jax.sharding import AXES, BATCH, TOKENS, platform, spec, tokens_spec
 
 CAPACITY_FACTOR = 2.0
 
@@ -96,7 +96,7 @@ def dispatch(
         _cut(weight, names, mesh)
         for weight, names in zip(matrices, (_WIDE, _WIDE, _NARROW), strict=True)
     )
-    ways = WAYS[exchange or ("padded" if jax.default_backend() == "cpu" else "ragged")]
+    ways = WAYS[exchange or ("padded" if platform() == "cpu" else "ragged")]
 
     def own(
         normed: Array, weights: Array, index: Array, gate: Weight, up: Weight, down: Weight
