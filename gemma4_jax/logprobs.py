@@ -27,6 +27,8 @@ from gemma4_jax.sharding import platform, spec
 # fewer rows than make reading the table once a chunk worth it: an accelerator multiplies hundreds of rows in
 # the time that it reads a matrix.
 _CHUNK_LOGITS = 2**22
+# In the names of a program's operations: whoever reads one can tell these loops.
+SCOPE = "token_scores"
 _LEAST_ROWS = {"cpu": 64}
 _LEAST_ROWS_ON_ACCELERATORS = 512
 
@@ -97,11 +99,16 @@ def _masked(
     size = chunk or default_chunk(table.shape[0])
     keep = jnp.ones(targets.shape, bool) if mask is None else mask
     mesh = mesh_over(targets.shape)
-    cut = PartitionSpec() if mesh is None else spec(("vocab", None), table.shape, mesh)
-    axis = cut[0] if cut else None
+    cut = PartitionSpec() if mesh is None else spec(("vocab", "embed"), table.shape, mesh)
+    axis, columns = (*cut, None, None)[:2]
 
+    @jax.named_scope(SCOPE)
     def own(hidden: Array, targets: Array, keep: Array, table: Array) -> list[Array]:
         rows = targets.size
+        if columns is not None:
+            # By hand: the compiler would gather the float32 table and cast it then, and sum its whole gradient
+            # on every device.
+            table = jax.lax.all_gather(table, columns, axis=1, tiled=True)
         found = _scored(
             _Settings(softcap, min(size, rows), scores, axis),
             hidden.reshape(rows, -1),

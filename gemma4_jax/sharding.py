@@ -137,7 +137,7 @@ def current_mesh() -> Any:
 
 
 def platform() -> str:
-    """Of the devices that programs are made for: those of the mesh that `jax.set_mesh` set, else the process's."""
+    """Of the devices that programs are made for: those of the mesh that is set, else the process's own."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

@@ -35,7 +35,7 @@ from train.losses import Batch, Loss, LossFn, Params, Totals
 from train.program import Objective
 from train.start import Start
 
-O = TypeVar("O", bound=Objective)
+AnyObjective = TypeVar("AnyObjective", bound=Objective)
 
 
 def hyperparameters(config: LoRAConfig) -> LoRA:
@@ -77,7 +77,7 @@ def adapted_loss(loss_fn: LossFn, lora: LoRA) -> LossFn:
     return adapted
 
 
-def over_base(objective: O, base: Any) -> O:
+def over_base(objective: AnyObjective, base: Any) -> AnyObjective:
     """`objective` that trains adapters over `base`, which may be shapes."""
     config, model = objective.config.lora, objective.start.config
     lora = hyperparameters(config)

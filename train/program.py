@@ -1,7 +1,7 @@
 """The step of a run as a program: what it computes, the shapes it takes, and where their arrays live.
 
-Nothing is loaded here and no device is needed: `loop.py` runs a program, `ahead.py` compiles it for machines that
-are not there. Not here: what a step is (step.py), losses (losses.py), data.
+Nothing is loaded here and no device is needed: `loop.py` runs a program, `ahead.py` compiles it for machines
+that are not there. Not here: what a step is (step.py), losses (losses.py), data.
 """
 
 from collections.abc import Callable, Mapping

@@ -162,7 +162,7 @@ class Embedder(nn.Module):
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Rows of the table times sqrt(D), the factor rounded to the compute dtype as upstream does."""
         scale = jnp.asarray(math.sqrt(self.config.d_model), self.dtype)
-        return look_up(self.table, ("vocab", "embed"), tokens).astype(self.dtype) * scale
+        return look_up(self.table, ("vocab", "embed"), tokens, self.dtype) * scale
 
     def decode(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits after the final soft cap."""
@@ -201,7 +201,7 @@ class PerLayerEmbedder(nn.Module):
         embeddings that enter layer 0 (soft tokens already in place)."""
         scale = jnp.asarray(math.sqrt(self.config.per_layer_input_width), self.dtype)
         names = ("per_layer_vocab", None, "per_layer_input")
-        token_part = look_up(self.table, names, tokens).astype(self.dtype) * scale
+        token_part = look_up(self.table, names, tokens, self.dtype) * scale
         context = project(embeddings, self.projection, "btd,dlp->btlp", self.dtype)
         context = context * self.config.d_model**-0.5
         combined = (token_part + self.norm(context)) * 2**-0.5

@@ -289,7 +289,6 @@ def _scanned(segment: Segment) -> Any:
 def _declared(config: ModelConfig) -> Any:
     """The parameter tree with a `Declared` of a ShapeDtypeStruct at every leaf."""
 
-
     def init() -> Any:  # nothing outside: under the mesh of absent devices nothing can be computed
         return Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 

@@ -51,6 +51,8 @@ from gemma4_jax.parallel.expert_exchange import (
 from gemma4_jax.sharding import AXES, BATCH, TOKENS, platform, spec, tokens_spec
 
 CAPACITY_FACTOR = 2.0
+# In the names of a program's operations: of loops that do not run while experts are evenly loaded.
+FURTHER_TURNS = "further_turns"
 
 _TENSOR = "tensor"
 _WIDE, _NARROW = ("experts", None, "expert_mlp"), ("experts", "expert_mlp", None)
@@ -177,6 +179,7 @@ def _in_turns(
         leaves = [next(mine if is_float else others) for is_float in trainable]
         return turn(number, x, jax.tree.unflatten(tree, leaves), pairs)
 
+    @jax.named_scope(FURTHER_TURNS)
     def rest(x: Array, floats: list[Array], whole: Any, turns: Array, out: Array) -> Array:
         return jax.lax.fori_loop(1, turns, lambda k, out: out + one(k, x, floats, whole), out)
 
@@ -195,7 +198,9 @@ def _in_turns(
             _, again = jax.vjp(lambda x, floats: one(number, x, floats, whole), x, floats)
             return jax.tree.map(jnp.add, sums, again(grad))
 
-        return *jax.lax.fori_loop(1, turns, add, pull(grad)), None, None
+        first = pull(grad)
+        with jax.named_scope(FURTHER_TURNS):
+            return *jax.lax.fori_loop(1, turns, add, first), None, None
 
     total.defvjp(forward, backward)
     return total(x, floats, (fixed, pairs), turns)
