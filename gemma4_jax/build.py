@@ -1,7 +1,7 @@
 """The one place that joins a configuration, parameters and the parts that run them.
 
 Model code is handed its parts (grouped matmul; later, kernels and collectives) and never asks where it
-runs. Here that choice is made, by platform.
+runs. Here that choice is made, by platform: that of this process, or of a machine it compiles for.
 """
 
 from __future__ import annotations
@@ -42,18 +42,23 @@ def dtype_named(name: Any) -> Any:
 
 
 def transformer(
-    config: ModelConfig, dtype: Any = jnp.float32, remat: Remat = "none"
+    config: ModelConfig,
+    dtype: Any = jnp.float32,
+    remat: Remat = "none",
+    platform: str | None = None,
 ) -> Transformer:
-    """The module for a configuration on the current platform.
+    """The module for a configuration.
 
-    dtype: of the residual stream and matrix products. remat: see `model.transformer.Remat`.
+    dtype: of the residual stream and matrix products. remat: see `model.transformer.Remat`. platform: of the
+    devices that will run it, by default those of this process.
     """
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
+    platform = platform or jax.default_backend()
     parts = Parts(
-        grouped_matmul=grouped_matmul_for(jax.default_backend()),
+        grouped_matmul=grouped_matmul_for(platform),
         routed_experts=dispatch_experts,
-        attend=attend_for(jax.default_backend()),
+        attend=attend_for(platform),
         arrange=arrange,
         restore=restore,
         attend_cached=attend_cached,

@@ -21,12 +21,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma4_jax.collectives import mesh_over, over_tokens
 from gemma4_jax.model.layers import soft_cap
-from gemma4_jax.sharding import spec
+from gemma4_jax.sharding import platform, spec
 
 # A chunk of logits of so many numbers stays in a processor's cache (XLA:CPU, 16 MiB in float32), but never
 # fewer rows than make reading the table once a chunk worth it: an accelerator multiplies hundreds of rows in
 # the time that it reads a matrix.
 _CHUNK_LOGITS = 2**22
+# In the names of a program's operations: whoever reads one can tell these loops.
+SCOPE = "token_scores"
 _LEAST_ROWS = {"cpu": 64}
 _LEAST_ROWS_ON_ACCELERATORS = 512
 
@@ -81,7 +83,7 @@ def token_scores(
 
 def default_chunk(vocab_size: int) -> int:
     """Positions taken at a time on this platform; of 262 144 entries 64 MiB on CPU, else 512 MiB."""
-    least = _LEAST_ROWS.get(jax.default_backend(), _LEAST_ROWS_ON_ACCELERATORS)
+    least = _LEAST_ROWS.get(platform(), _LEAST_ROWS_ON_ACCELERATORS)
     return max(least, _CHUNK_LOGITS // vocab_size)
 
 
@@ -97,11 +99,16 @@ def _masked(
     size = chunk or default_chunk(table.shape[0])
     keep = jnp.ones(targets.shape, bool) if mask is None else mask
     mesh = mesh_over(targets.shape)
-    cut = PartitionSpec() if mesh is None else spec(("vocab", None), table.shape, mesh)
-    axis = cut[0] if cut else None
+    cut = PartitionSpec() if mesh is None else spec(("vocab", "embed"), table.shape, mesh)
+    axis, columns = (*cut, None, None)[:2]
 
+    @jax.named_scope(SCOPE)
     def own(hidden: Array, targets: Array, keep: Array, table: Array) -> list[Array]:
         rows = targets.size
+        if columns is not None:
+            # By hand: the compiler would gather the float32 table and cast it then, and sum its whole gradient
+            # on every device.
+            table = jax.lax.all_gather(table, columns, axis=1, tiled=True)
         found = _scored(
             _Settings(softcap, min(size, rows), scores, axis),
             hidden.reshape(rows, -1),

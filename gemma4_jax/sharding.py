@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gemma4_jax.errors import UserError
@@ -57,17 +58,23 @@ DECODING_RULES: Rules = {
 AnyMesh = Mesh | AbstractMesh
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh of the five axes over the first devices; sizes: by axis, 1 where an axis is not named."""
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the five axes over the first devices; sizes: by axis, 1 where an axis is not named.
+
+    devices: by default those of this run; others are those that programs are compiled for ahead of time.
+    """
+    devices = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     count = math.prod(shape)
-    if count > jax.device_count():
-        raise UserError(
-            f"the mesh {dict(sizes)} needs {count} devices, there are {jax.device_count()}"
-        )
-    return jax.make_mesh(
-        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:count]
-    )
+    if count > len(devices):
+        raise UserError(f"the mesh {dict(sizes)} needs {count} devices, there are {len(devices)}")
+    devices, types = devices[:count], (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:
+        # An axis that is no product of axes of the chips' torus: 16 of 4 x 8 x 8.
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=types)
 
 
 def rows_over(mesh: AnyMesh) -> int:
@@ -154,6 +161,12 @@ def current_mesh() -> Any:
     """The mesh that `jax.set_mesh` set, if it has more than one device; else None."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def platform() -> str:
+    """Of the devices that programs are made for: those of the mesh that is set, else the process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def replicated_bytes(tree: Any) -> tuple[int, int]:

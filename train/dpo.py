@@ -5,9 +5,15 @@ Presets are in configs/dpo.py. The same command continues a run that was stopped
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from configs import cli, dpo
 from configs.schema import DPOConfig
+
+if TYPE_CHECKING:
+    from train.program import Objective
+    from train.start import Start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(config)
 
 
+def objective(config: DPOConfig, start: "Start", live: bool) -> "Objective":
+    """What DPO descends on. live: the reference's parameters are there, else what it said of every pair."""
+    from train.losses import make_dpo_loss
+    from train.program import Objective
+
+    loss, model = config.loss, start.config
+    return Objective(
+        config=config,
+        start=start,
+        loss_fn=make_dpo_loss(start.module, model, loss, live=live, router=config.router),
+        sync_every=loss.sync_every,
+        sync_alpha=loss.sync_alpha,
+    )
+
+
 def run(config: DPOConfig) -> int:
     """Train as `config` says; returns the exit code. Raises UserError."""
     import numpy as np
@@ -33,7 +54,6 @@ def run(config: DPOConfig) -> int:
     from train.data.pipeline import PairRows
     from train.data.shared_prefix import SharedPrefixRows
     from train.loop import Task, fit, total_steps
-    from train.losses import make_dpo_loss
     from train.placement import check_batch, check_model, open_mesh
     from train.reference import check_live, choose_reference, precomputed
     from train.samples import first_prompts
@@ -92,17 +112,10 @@ def run(config: DPOConfig) -> int:
             name: rows(found, logprobs[found.fingerprint]) for name, found in held_out.items()
         }
     task = Task(
-        config=config,
-        start=start,
+        **vars(replace(objective(config, start, live), frozen=frozen)),
         workdir=workdir,
         source=source,
-        loss_fn=make_dpo_loss(
-            start.module, start.config, config.loss, live=live, router=config.router
-        ),
         initial=initial,
-        frozen=frozen,
-        sync_every=config.loss.sync_every,
-        sync_alpha=config.loss.sync_alpha,
         prompts=first_prompts(
             (prepared.sequence(i) for i in range(0, len(prepared.lengths), 2)),
             start.tokenizer,

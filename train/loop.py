@@ -5,7 +5,6 @@ Here: the order of events of a run. Not here: what a step computes (step.py), wh
 """
 
 import contextlib
-import functools
 import math
 import signal
 import time
@@ -19,22 +18,19 @@ import numpy as np
 
 from configs.schema import AnyConfig
 from gemma4_jax import checkpoint
-from gemma4_jax.build import Model, build, dtype_named
+from gemma4_jax.build import Model, build
 from gemma4_jax.distributed import is_main, on_this_host, roster
 from gemma4_jax.errors import UserError
-from gemma4_jax.model.transformer import abstract_params, logical_axes
-from gemma4_jax.sharding import shardings
 from train import metrics, samples
 from train.checkpointer import BEST, Checkpointer
 from train.data.pipeline import Batches, Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
-from train.optim import make_optimizer, make_schedule
-from train.placement import describe, own_rows, put_tree, row_share, state_shardings
+from train.placement import describe, own_rows, put_tree, row_share
+from train.program import Objective, Program, make_program
 from train.progress import Reporter
 from train.report import write_report
-from train.start import Start
-from train.step import StepOptions, TrainState, init_state, make_train_step
+from train.step import TrainState
 from train.throughput import Profiler, peak_flops, peak_memory, training_flops
 from train.validation import Validation
 from train.watchdog import Watchdog
@@ -42,30 +38,20 @@ from train.workdir import Workdir
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a run trains.
+class Task(Objective):
+    """What a run trains, on what, and what it leaves behind.
 
     initial: makes the parameters to start from; called only if there is no checkpoint.
-    frozen: handed to the loss beside the parameters (a live reference, a base), or None.
-    sync_every, sync_alpha: how a reference in the train state follows the policy (TR-DPO).
     plots: metrics to draw at the end. forwards: passes per step beyond forward and backward.
     prompts: to be answered before training and after. data: one line about the data, for the report.
     validation: held-out sources by name; validation_loss_fn: their loss, None: that of training.
-    perplexity: exp of it is one. abstract, axes: shapes and logical axes of the trained parameters, None:
-    those of the model.
-    whole: trained parameters -> the model's. save_adapter: writes trained parameters that are not a whole
-    model into a folder.
+    perplexity: exp of it is one. whole: trained parameters -> the model's. save_adapter: writes trained
+    parameters that are not a whole model into a folder.
     """
 
-    config: AnyConfig
-    start: Start
     workdir: Workdir
     source: Source
-    loss_fn: LossFn
     initial: Callable[[], Params]
-    frozen: Any = None
-    sync_every: int = 0
-    sync_alpha: float = 0.6
     plots: tuple[str, ...] = ("loss",)
     forwards: float = 0.0
     prompts: Sequence[samples.Prompt] = ()
@@ -73,8 +59,6 @@ class Task:
     validation: Mapping[str, Source] = field(default_factory=dict)
     validation_loss_fn: LossFn | None = None
     perplexity: bool = False
-    abstract: Params | None = None
-    axes: Any = None
     whole: Callable[[Params], Params] = lambda params: params
     save_adapter: Callable[[Params, Path], None] | None = None
 
@@ -82,21 +66,6 @@ class Task:
 def total_steps(config: AnyConfig, examples: int) -> int:
     """Optimiser steps of a whole run: `run.steps`, or enough for `run.epochs` over `examples`."""
     return config.run.steps or math.ceil(config.run.epochs * examples / config.batch.rows)
-
-
-def step_options(task: Task) -> StepOptions:
-    """What a task's configuration asks of its steps."""
-    optim = task.config.optim
-    return StepOptions(
-        accumulation=task.config.batch.accumulation,
-        sync_every=task.sync_every,
-        sync_alpha=task.sync_alpha,
-        average_decay=optim.average_decay,
-        stochastic_rounding=optim.stochastic_rounding,
-        spike_sigma=optim.spike_sigma,
-        group_norms=optim.group_norms,
-        offload=optim.offload,
-    )
 
 
 def fit(task: Task) -> int:
@@ -111,15 +80,7 @@ def fit(task: Task) -> int:
 def _fit(task: Task) -> int:
     config, workdir, mesh = task.config, task.workdir, task.start.mesh
     total = total_steps(config, len(task.source))
-    optimizer = make_optimizer(config.optim, total, config.router.freeze)
-    like = _abstract_state(task, optimizer)
-    step_fn = make_train_step(
-        task.loss_fn,
-        optimizer,
-        make_schedule(config.optim, total),
-        step_options(task),
-        jax.tree.map(lambda leaf: leaf.sharding, like),
-    )
+    program = make_program(task, total)
     which, of = row_share(mesh)
     iterator = iterate(
         task.source,
@@ -132,7 +93,7 @@ def _fit(task: Task) -> int:
     )
     keep = config.run
     checkpointer = Checkpointer(workdir.checkpoints, keep.keep, keep.keep_every, keep.keep_best)
-    state = _restore_or_init(task, optimizer, checkpointer, iterator, like)
+    state = _restore_or_init(task, program, checkpointer, iterator)
     done = int(state.step)
 
     reporter = Reporter(total, done)
@@ -165,7 +126,7 @@ def _fit(task: Task) -> int:
                 batch = next(iterator)
                 waited = time.monotonic() - asked
                 profiler.step(step)
-                state, values = step_fn(state, own_rows(batch, mesh), task.frozen)
+                state, values = program.step(state, own_rows(batch, mesh), task.frozen)
                 window.add(batch, values, waited)
                 # Of the step before: to ask about this one would make the host wait for the device.
                 _stop_if_diverged(task, bad_steps, step - 1, before)
@@ -215,46 +176,17 @@ def _fit(task: Task) -> int:
     return 0
 
 
-def _initial_state(task: Task, optimizer: Any, params: Params) -> TrainState:
-    return init_state(params, optimizer, task.config.seed, step_options(task))
-
-
-def _abstract_state(task: Task, optimizer: Any) -> TrainState:
-    """Shapes of the train state, and where each array lives."""
-    config, mesh = task.start.config, task.start.mesh
-    abstract, axes = task.abstract, task.axes
-    if abstract is None:
-        abstract = abstract_params(config, dtype_named(task.config.model.param_dtype))
-        axes = logical_axes(config)
-    state = jax.eval_shape(functools.partial(_initial_state, task, optimizer), abstract)
-    offload = task.config.optim.offload
-    places = state_shardings(state, shardings(axes, abstract, mesh), mesh, offload)
-    placed: TrainState = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        state,
-        places,
-    )
-    return placed
-
-
 def _restore_or_init(
-    task: Task, optimizer: Any, checkpointer: Checkpointer, iterator: Batches, like: TrainState
+    task: Task, program: Program, checkpointer: Checkpointer, iterator: Batches
 ) -> TrainState:
-    """State of the newest checkpoint (moving `iterator` there), or that before the first step.
-
-    like: its shapes, and where its arrays live.
-    """
+    """State of the newest checkpoint (moving `iterator` there), or that before the first step."""
     if checkpointer.latest_step() is None:
-        places = jax.tree.map(lambda leaf: leaf.sharding, like)
+        places = jax.tree.map(lambda leaf: leaf.sharding, program.state)
         params = put_tree(task.initial(), places.params)
-        begin = jax.jit(
-            functools.partial(_initial_state, task, optimizer),
-            out_shardings=places,
-            donate_argnums=0,
-        )
+        begin = jax.jit(program.begin, out_shardings=places, donate_argnums=0)
         state: TrainState = begin(params)
         return state
-    restored = checkpointer.restore(like, iterator)
+    restored = checkpointer.restore(program.state, iterator)
     assert restored is not None  # there is a latest step
     return restored[1]
 

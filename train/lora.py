@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -32,7 +32,10 @@ from gemma4_jax.model.adapters import (
 from train.checksum import tree_checksum
 from train.loop import Task
 from train.losses import Batch, Loss, LossFn, Params, Totals
+from train.program import Objective
 from train.start import Start
+
+AnyObjective = TypeVar("AnyObjective", bound=Objective)
 
 
 def hyperparameters(config: LoRAConfig) -> LoRA:
@@ -74,6 +77,19 @@ def adapted_loss(loss_fn: LossFn, lora: LoRA) -> LossFn:
     return adapted
 
 
+def over_base(objective: AnyObjective, base: Any) -> AnyObjective:
+    """`objective` that trains adapters over `base`, which may be shapes."""
+    config, model = objective.config.lora, objective.start.config
+    lora = hyperparameters(config)
+    return replace(
+        objective,
+        loss_fn=adapted_loss(objective.loss_fn, lora),
+        frozen=base,
+        abstract=abstract_adapters(model, lora),
+        axes=adapter_axes(model, lora),
+    )
+
+
 def adapted(task: Task) -> Task:
     """`task` with adapters in the place of parameters; as it is if `lora.rank` is 0.
 
@@ -93,15 +109,11 @@ def adapted(task: Task) -> Task:
         save_adapter(folder, model, lora, adapters, base=source)
 
     return replace(
-        task,
-        loss_fn=adapted_loss(task.loss_fn, lora),
+        over_base(task, base),
         validation_loss_fn=adapted_loss(
             task.validation_loss_fn or task.loss_fn, replace(lora, dropout=0.0)
         ),
         initial=lambda: init_adapters(model, lora, task.config.seed, base),
-        frozen=base,
-        abstract=abstract_adapters(model, lora),
-        axes=adapter_axes(model, lora),
         whole=lambda adapters: attach(base, adapters, lora),
         save_adapter=save,
         # The gradient of the base's weights, a third of a step's products, is never taken.

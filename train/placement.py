@@ -33,17 +33,21 @@ from train.step import TrainState
 
 def open_mesh(config: MeshConfig) -> Mesh:
     """The mesh of a run, over all devices or as many as its sizes name."""
-    try:
-        sizes = config.sizes(jax.device_count())
-    except ConfigError as error:
-        raise UserError(str(error)) from None
-    mesh = make_mesh(sizes)
+    mesh = make_mesh(mesh_sizes(config, jax.device_count()))
     if jax.process_count() > 1 and mesh.size != jax.device_count():
         raise UserError(
             f"the mesh has {mesh.size} devices and the {jax.process_count()} processes {jax.device_count()}; "
             "set mesh.fsdp to -1, or to what uses all of them"
         )
     return mesh
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Size of every axis on so many devices; UserError where that cannot be."""
+    try:
+        return config.sizes(devices)
+    except ConfigError as error:
+        raise UserError(str(error)) from None
 
 
 def check_batch(mesh: Mesh, batch: BatchConfig, max_length: int) -> None:
@@ -121,7 +125,12 @@ def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(part.key) for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
-def _spec_of(name: str, values: np.ndarray) -> PartitionSpec:
+def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Of every array of a batch (or its shape): rows over what cuts batches, tokens over what cuts tokens."""
+    return {name: NamedSharding(mesh, _spec_of(name, values)) for name, values in batch.items()}
+
+
+def _spec_of(name: str, values: Any) -> PartitionSpec:
     """Of an array of a batch: rows, and the last axis where it is one of tokens."""
     if name not in PER_TOKEN:
         return batch_spec()

@@ -5,9 +5,14 @@ Presets are in configs/sft.py. The same command continues a run that was stopped
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from configs import cli, sft
 from configs.schema import SFTConfig
+
+if TYPE_CHECKING:
+    from train.program import Objective
+    from train.start import Start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with report_user_errors():
         initialize()
         return run(config)
+
+
+def objective(config: SFTConfig, start: "Start") -> "Objective":
+    """What SFT descends on."""
+    from train.losses import make_sft_loss
+    from train.program import Objective
+
+    loss_fn = make_sft_loss(start.module, start.config, config.loss, config.router)
+    return Objective(config=config, start=start, loss_fn=loss_fn)
 
 
 def run(config: SFTConfig) -> int:
@@ -64,11 +78,9 @@ def run(config: SFTConfig) -> int:
     if data.packing:
         say(f"packed into {len(source)} sequences of {source.length}")
     task = Task(
-        config=config,
-        start=start,
+        **vars(objective(config, start)),
         workdir=workdir,
         source=source,
-        loss_fn=make_sft_loss(start.module, start.config, config.loss, config.router),
         initial=start.load,
         prompts=first_prompts(
             (prepared.sequence(i) for i in range(len(prepared.lengths))),

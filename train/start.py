@@ -83,7 +83,7 @@ def _from_folder(source: ModelSource, mesh: Mesh) -> Start:
     return Start(
         config=about.config,
         tokenizer=tokenizer,
-        module=transformer(about.config, source.compute_dtype, source.remat),
+        module=_module(about.config, source, mesh),
         mesh=mesh,
         load=_placed(
             functools.partial(
@@ -94,6 +94,12 @@ def _from_folder(source: ModelSource, mesh: Mesh) -> Start:
         ),
         chat_template=about.chat_template,
     )
+
+
+def _module(config: ModelConfig, source: ModelSource, mesh: Mesh) -> Transformer:
+    """Of the mesh's devices, which need not be this machine's."""
+    platform = mesh.devices.flat[0].platform
+    return transformer(config, source.compute_dtype, source.remat, platform)
 
 
 def _placed(
@@ -135,7 +141,7 @@ def _from_scratch(source: ModelSource, seed: int, mesh: Mesh) -> Start:
     return Start(
         config=config,
         tokenizer=tokenizer,
-        module=transformer(config, source.compute_dtype, source.remat),
+        module=_module(config, source, mesh),
         mesh=mesh,
         load=_placed(load, config, mesh),
     )

@@ -166,7 +166,7 @@ class Embedder(nn.Module):
         rules: how a mesh cuts the table.
         """
         scale = jnp.asarray(math.sqrt(self.config.d_model), self.dtype)
-        return look_up(self.table, ("vocab", "embed"), tokens, rules).astype(self.dtype) * scale
+        return look_up(self.table, ("vocab", "embed"), tokens, self.dtype, rules) * scale
 
     def decode(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits after the final soft cap."""
@@ -205,7 +205,7 @@ class PerLayerEmbedder(nn.Module):
         embeddings that enter layer 0 (soft tokens already in place). rules: how a mesh cuts the table."""
         scale = jnp.asarray(math.sqrt(self.config.per_layer_input_width), self.dtype)
         names = ("per_layer_vocab", None, "per_layer_input")
-        token_part = look_up(self.table, names, tokens, rules).astype(self.dtype) * scale
+        token_part = look_up(self.table, names, tokens, self.dtype, rules) * scale
         context = project(embeddings, self.projection, "btd,dlp->btlp", self.dtype)
         context = context * self.config.d_model**-0.5
         combined = (token_part + self.norm(context)) * 2**-0.5

@@ -48,9 +48,11 @@ from gemma4_jax.parallel.expert_exchange import (
     to_pairs,
     to_tokens,
 )
-from gemma4_jax.sharding import AXES, BATCH, TOKENS, spec
+from gemma4_jax.sharding import AXES, BATCH, TOKENS, platform, spec
 
 CAPACITY_FACTOR = 2.0
+# In the names of a program's operations: of loops that do not run while experts are evenly loaded.
+FURTHER_TURNS = "further_turns"
 
 _TENSOR = "tensor"
 _WIDE, _NARROW = ("experts", None, "expert_mlp"), ("experts", "expert_mlp", None)
@@ -97,7 +99,7 @@ def dispatch(
         for weight, names in zip(matrices, (_WIDE, _WIDE, _NARROW), strict=True)
     )
     cut = spec_of_tokens(normed.shape, mesh)
-    ways = WAYS[exchange or ("padded" if jax.default_backend() == "cpu" else "ragged")]
+    ways = WAYS[exchange or ("padded" if platform() == "cpu" else "ragged")]
 
     def own(
         normed: Array, weights: Array, index: Array, gate: Weight, up: Weight, down: Weight
@@ -178,6 +180,7 @@ def _in_turns(
         leaves = [next(mine if is_float else others) for is_float in trainable]
         return turn(number, x, jax.tree.unflatten(tree, leaves), pairs)
 
+    @jax.named_scope(FURTHER_TURNS)
     def rest(x: Array, floats: list[Array], whole: Any, turns: Array, out: Array) -> Array:
         return jax.lax.fori_loop(1, turns, lambda k, out: out + one(k, x, floats, whole), out)
 
@@ -196,7 +199,9 @@ def _in_turns(
             _, again = jax.vjp(lambda x, floats: one(number, x, floats, whole), x, floats)
             return jax.tree.map(jnp.add, sums, again(grad))
 
-        return *jax.lax.fori_loop(1, turns, add, pull(grad)), None, None
+        first = pull(grad)
+        with jax.named_scope(FURTHER_TURNS):
+            return *jax.lax.fori_loop(1, turns, add, first), None, None
 
     total.defvjp(forward, backward)
     return total(x, floats, (fixed, pairs), turns)

@@ -79,6 +79,7 @@ def splash_attend(
     if mesh is None:
         return own(q, kv.key, kv.value, segment)
     held = divisible_heads(kv, mesh)
+    assert held.key is not None
     heads, rows = PartitionSpec(BATCH, None, "tensor"), PartitionSpec(BATCH)
     mapped = jax.shard_map(
         own, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from gemma4_jax.errors import UserError
+from gemma4_jax.hlo import travels
 from gemma4_jax.model.moe import MoE, experts_of_tokens
 from gemma4_jax.model.weights import Adapted, quantize
 from gemma4_jax.parallel.expert_dispatch import dispatch, dispatch_experts
@@ -21,7 +22,6 @@ from gemma4_jax.parallel.grouped_matmul import blocked_grouped_matmul
 from gemma4_jax.presets import preset
 from gemma4_jax.sharding import AXES, make_mesh, shardings, tokens_spec
 
-from ..hlo import travels
 from ..train.helpers import assert_trees_close
 
 BATCH, TOKENS, ACTIVE, EXPERTS, D, F, RANK = 8, 6, 2, 8, 16, 12, 3

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gemma4_jax.errors import UserError
+from gemma4_jax.hlo import travels
 from gemma4_jax.model.attention import KeyValues, attend, dense_attention, rotated_slice
 from gemma4_jax.model.rope import rotation
 from gemma4_jax.model.visibility import EMPTY, TokenFacts, media_blocks
@@ -21,7 +22,6 @@ from gemma4_jax.parallel.sequence_attention import sequence_attend
 from gemma4_jax.parallel.sequence_exchange import full_layer_exchange
 from gemma4_jax.presets import preset
 from gemma4_jax.sharding import BATCH, make_mesh
-from tests.hlo import travels
 
 CONFIG = preset("tiny-dense")
 BATCH_SIZE, TOKENS, HEADS, KV_HEADS, HEAD_DIM = 2, 64, 4, 2, 16

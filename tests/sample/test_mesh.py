@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gemma4_jax.checkpoint import load
+from gemma4_jax.hlo import travels
 from gemma4_jax.model.transformer import logical_axes
 from gemma4_jax.sample import Sampler, programs
 from gemma4_jax.sharding import DECODING_RULES, RULES, make_mesh, shardings
-from tests.hlo import travels
 from tests.oracle.cases import load_case
 
 CASES = [

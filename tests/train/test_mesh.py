@@ -15,10 +15,10 @@ from configs.losses import PreferenceConfig
 from configs.schema import BatchConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.errors import UserError
+from gemma4_jax.hlo import travels
 from gemma4_jax.logprobs import token_logprobs
 from gemma4_jax.model.transformer import Media, logical_axes
 from gemma4_jax.sharding import make_mesh, shardings, spec, tokens_spec
-from tests.hlo import travels
 from train.data.sequences import fill
 from train.losses import make_dpo_loss, make_sft_loss
 from train.placement import check_batch, check_model, own_rows, put_tree, state_shardings

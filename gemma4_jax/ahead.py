@@ -1,0 +1,134 @@
+"""Compiling for TPUs that are not there: libtpu on any Linux machine, a topology by name, and what came out.
+
+What is lowered must hold shapes alone, and name their places on a mesh of `devices`; under `jax.set_mesh`
+of such a mesh nothing can be computed. Not here: which program (`train/ahead.py`), reading it (`hlo.py`),
+machines' names (`topology.py`).
+"""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import resource
+import sys
+import time
+from typing import Any, Literal
+
+from gemma4_jax.errors import UserError
+from gemma4_jax.hlo import Cycles, Program
+from gemma4_jax.topology import Topology
+
+# XLA's effort. At O0 compiling takes a fifth of the CPU of the default and needs about as much of the device's
+# memory, but products are cut in tiles ten times too slow.
+Level = Literal["O0", "O1", "default"]
+
+# Nothing here depends on them; without them libtpu looks for the machine it is on, and says so at length.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process that compiles is refused
+}
+# The compiler's cycles a second: as many as make a bfloat16 product of 8192 x 8192 matrices run at the peak of
+# the chip's data sheet (libtpu 0.0.42, default level). A pass over memory then takes twice what it should.
+_CYCLES_PER_SECOND = {"v5e": 1.71e9, "v5p": 1.94e9, "v6e": 2.49e9, "tpu7x": 2.73e9}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of one compilation; bytes are those of one device.
+
+    seconds: on the clock; cpu_seconds: of all threads. host_peak: most resident memory of this process so far.
+    peak: most in use at a time, arguments included (of a program that does not fit: what it asked for, if
+    the compiler says so). arguments, temporaries, program: None for a program that does not fit; reason: why.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    host_peak: int
+    fits: bool
+    peak: int
+    arguments: int | None = None
+    temporaries: int | None = None
+    program: Program | None = None
+    reason: str = ""
+
+
+def prepare() -> None:
+    """Set up this process; before jax is imported. UserError where libtpu is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            'compiling for TPUs needs libtpu, a TPU is not needed: pip install "jax[tpu]" (our extra: tpu)'
+        )
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def devices(topology: Topology) -> list[Any]:
+    """The devices of a machine, of all its hosts, to make a mesh of."""
+    from jax.experimental import topologies
+
+    if topology.libtpu_name is None:
+        raise UserError(
+            f"{topology.name} is nothing that libtpu compiles for: name a TPU slice of 4 chips or more"
+        )
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology.libtpu_name)
+    return list(found.devices)
+
+
+def compiled(lowered: Any, level: Level = "O0", bounds: dict[str, int] | None = None) -> Outcome:
+    """Compile what `jit(f).lower(...)` gave. bounds: as of `hlo.Program`."""
+    import jax
+
+    options = jax.config.values["jax_optimization_level"]
+    if level != "default":
+        jax.config.update("jax_optimization_level", level)
+    began, cpu = time.perf_counter(), time.process_time()
+    result, reason = None, ""
+    try:
+        result = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error)
+        if "RESOURCE_EXHAUSTED" not in reason:
+            raise
+    finally:
+        jax.config.update("jax_optimization_level", options)
+    cost: dict[str, Any] = {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "host_peak": host_peak(),
+    }
+    if result is None:
+        return Outcome(**cost, fits=False, peak=_asked(reason), reason=reason)
+    memory = result.memory_analysis()
+    return Outcome(
+        **cost,
+        fits=True,
+        peak=memory.peak_memory_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        program=Program(result.as_text(), bounds),
+    )
+
+
+def estimated_seconds(cycles: Cycles, topology: Topology) -> float:
+    """Of a program compiled at the default level: the compiler's cycles, at the rate of the chip.
+
+    Left out: waiting for other devices, and kernels that the compiler has no estimate for (`Cycles.without`).
+    """
+    return cycles.total / _CYCLES_PER_SECOND[topology.chip.name]
+
+
+def host_peak() -> int:
+    """Most resident bytes of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _asked(message: str) -> int:
+    """Bytes that a program which does not fit would need; 0 if the message does not say."""
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
+    match = match or re.search(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)", message)
+    return round(float(match.group(1)) * _UNITS[match.group(2)]) if match else 0
