@@ -24,6 +24,7 @@ from gemma4_jax.parallel.cut_cache import attend_cached, remember
 from gemma4_jax.parallel.expert_dispatch import dispatch_experts
 from gemma4_jax.parallel.kernels import attend_for, grouped_matmul_for
 from gemma4_jax.parallel.zigzag import arrange, restore
+from gemma4_jax.sharding import mesh_of, over
 from gemma4_jax.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -107,7 +108,8 @@ class Model:
                         f"{name} must have the tokens' shape {list(tokens.shape)}, "
                         f"got {list(extra[name].shape)}"
                     )
-        return _logits(self.module, self.params, tokens.astype(np.int32), **extra)
+        with over(mesh_of(self.params)):
+            return _logits(self.module, self.params, tokens.astype(np.int32), **extra)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,6 +6,7 @@ an error. Not here: what model code calls under a mesh (`collectives.py`), what 
 (`parallel/`), how processes find each other (`distributed.py`).
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,6 +76,33 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         # An axis that is no product of axes of the chips' torus: 16 of 4 x 8 x 8.
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(placed, AXES, axis_types=types)
+
+
+def read_sizes(text: str, devices: int) -> dict[str, int]:
+    """Sizes by axis out of "tensor=4,data=-1"; -1: what the others leave of so many devices.
+
+    Raises UserError.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition("="))
+        if (
+            axis not in AXES
+            or axis in sizes
+            or not (size == "-1" or (size.isdigit() and int(size)))
+        ):
+            raise UserError(
+                f"a mesh is axis=number,axis=number with each of {', '.join(AXES)} at most once, "
+                f"and -1 for what is left; got {part!r}"
+            )
+        sizes[axis] = int(size)
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    is_open = -1 in sizes.values()
+    if list(sizes.values()).count(-1) > 1 or (devices % fixed if is_open else fixed > devices):
+        raise UserError(
+            f"the mesh {text} does not fit the {devices} devices: take sizes that divide them"
+        )
+    return {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
 
 
 def rows_over(mesh: AnyMesh) -> int:
@@ -155,6 +183,11 @@ def mesh_of(tree: Any) -> Mesh | None:
         if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh):
             return placed.mesh if placed.mesh.size > 1 else None
     return None
+
+
+def over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """`jax.set_mesh` of a mesh, or nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def current_mesh() -> Any:

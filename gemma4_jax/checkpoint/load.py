@@ -13,21 +13,21 @@ from gemma4_jax.checkpoint.description import describe
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.transformer import abstract_params, logical_axes
-from gemma4_jax.sharding import AXES, shardings
+from gemma4_jax.sharding import AXES, DECODING_RULES, RULES, Rules, shardings
 
 
 def load(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None) -> Model:
     """The model in a Hugging Face folder, or in one that `checkpoint.save` wrote.
 
     dtype: of the parameters and of the computation ("float32", "bfloat16", "float16"), whatever the
-    files hold. mesh: what cuts the parameters, as `sharding.make_mesh` makes it; each process reads what its
-    own devices hold. None: all of them on the default device.
+    files hold. mesh: what cuts the parameters, by `sharding.DECODING_RULES`; `make_mesh` there makes one. Each
+    process reads what its own devices hold. None: all of them on the default device.
 
     Raises UserError, in one line, for whatever is wrong with the folder.
     """
     dtype = dtype_named(dtype)
     about = describe(path)
-    params = load_params(path, about.config, dtype, mesh=mesh)
+    params = load_params(path, about.config, dtype, mesh=mesh, rules=DECODING_RULES)
     return build(
         about.config, params, about.tokenizer, dtype=dtype, chat_template=about.chat_template
     )
@@ -42,15 +42,16 @@ def load_params(
     dtype: Any = "float32",
     finish: Finish | None = None,
     mesh: Mesh | None = None,
+    rules: Rules = RULES,
 ) -> dict[str, Any]:
     """The parameter tree of a model folder whose configuration (`describe`) is known already.
 
     finish: what is kept of each leaf, such as its quantised form. From a Hugging Face folder it is
     applied as leaves are read, so that the whole tree is never held unfinished. mesh: see `load`; leaves are
-    placed when `finish` gets them.
+    placed, by `rules`, when `finish` gets them.
     """
     folder, dtype = Path(path), dtype_named(dtype)
-    places = None if mesh is None else _places(config, mesh)
+    places = None if mesh is None else _places(config, mesh, rules)
     if store.is_store(folder):
         params = store.read_params(folder, config, dtype, places)
         return params if finish is None else finish_leaves(params, finish)
@@ -59,13 +60,13 @@ def load_params(
     return reading.read_params(folder, config, dtype, places, finish)
 
 
-def _places(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+def _places(config: ModelConfig, mesh: Mesh, rules: Rules) -> dict[str, Any]:
     if mesh.axis_names != AXES:
         raise UserError(
             f"the mesh has the axes {', '.join(map(str, mesh.axis_names))}; parameters are cut over "
             f"{', '.join(AXES)}: make it with gemma4_jax.sharding.make_mesh"
         )
-    places: dict[str, Any] = shardings(logical_axes(config), abstract_params(config), mesh)
+    places: dict[str, Any] = shardings(logical_axes(config), abstract_params(config), mesh, rules)
     return places
 
 

@@ -186,11 +186,13 @@ class PerLayerEmbedder(nn.Module):
         c = self.config
         per_layer = (c.num_layers, c.per_layer_input_width)
         axes = (None, "per_layer_input")
+        # One row for an id: with the layers as an axis of its own, TPUs keep the table in an order in which rows are
+        # not together, and copy all of it (E2B: 4.4 GiB) before they look anything up.
         self.table = param(
             self,
             "table",
-            (c.per_layer_vocab_size, *per_layer),
-            ("per_layer_vocab", *axes),
+            (c.per_layer_vocab_size, math.prod(per_layer)),
+            ("per_layer_vocab", None),
             fan_in(per_layer[1]),
         )
         self.projection = param(
@@ -204,9 +206,10 @@ class PerLayerEmbedder(nn.Module):
         """Inputs for every layer, from token ids (placeholders already replaced by pad) and the
         embeddings that enter layer 0 (soft tokens already in place). rules: how a mesh cuts the table."""
         scale = jnp.asarray(math.sqrt(self.config.per_layer_input_width), self.dtype)
-        names = ("per_layer_vocab", None, "per_layer_input")
+        names = ("per_layer_vocab", None)
         token_part = look_up(self.table, names, tokens, self.dtype, rules) * scale
         context = project(embeddings, self.projection, "btd,dlp->btlp", self.dtype)
         context = context * self.config.d_model**-0.5
+        token_part = token_part.reshape(context.shape)
         combined = (token_part + self.norm(context)) * 2**-0.5
         return jnp.moveaxis(combined, 2, 0)

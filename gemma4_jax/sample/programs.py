@@ -7,7 +7,6 @@ in use, never by a prompt.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import buckets, decode
 from gemma4_jax.sample.requests import Request
 from gemma4_jax.sample.sampling import Filters, Settings, filters_for, row_keys
-from gemma4_jax.sharding import TOKENS, AnyMesh, batch_spec, current_mesh, rows_over, spec
+from gemma4_jax.sharding import TOKENS, AnyMesh, batch_spec, current_mesh, over, rows_over, spec
 
 # Steps there is room for in one dispatch; fewer can be asked for without another program.
 DISPATCH_STEPS = 32
@@ -124,7 +123,7 @@ def run(
 
     def on_mesh(program: Callable[..., Any], *args: Any, **options: Any) -> Any:
         # Not around the whole of this generator: its caller's code runs between its steps.
-        with contextlib.nullcontext() if plan.mesh is None else jax.set_mesh(plan.mesh):
+        with over(plan.mesh):
             return program(*args, **options)
 
     cache = on_mesh(empty_cache, module.config, rows, capacity, plan.cache_dtype, plan.compression)

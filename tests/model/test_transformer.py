@@ -87,7 +87,7 @@ def plain_forward(config, params, tokens, segment_ids):
     if config.per_layer_input_width:
         p = params["per_layer_embed"]
         context = jnp.einsum("btd,dlp->btlp", x, p["projection"]) * config.d_model**-0.5
-        token_part = p["table"][tokens] * config.per_layer_input_width**0.5
+        token_part = p["table"][tokens].reshape(context.shape) * config.per_layer_input_width**0.5
         u = (token_part + norm(context, p["norm"])) * 2**-0.5
     lent = {}
     for layer in config.layers:
