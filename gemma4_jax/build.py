@@ -20,7 +20,7 @@ from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
-from gemma4_jax.parallel.cut_cache import attend_cached, remember
+from gemma4_jax.parallel.cut_cache import attend_held, remember
 from gemma4_jax.parallel.expert_dispatch import dispatch_experts
 from gemma4_jax.parallel.kernels import attend_for, grouped_matmul_for
 from gemma4_jax.parallel.zigzag import arrange, restore
@@ -62,7 +62,7 @@ def transformer(
         attend=attend_for(platform),
         arrange=arrange,
         restore=restore,
-        attend_cached=attend_cached,
+        attend_held=attend_held,
         remember=remember,
     )
     return Transformer(config, dtype_named(dtype), remat, parts)

@@ -21,15 +21,16 @@ from gemma4_jax.collectives import cut_tokens
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.attention import KeyValues, rotated_slice
+from gemma4_jax.model.held import Held
 from gemma4_jax.model.layers import MLP, RMSNorm, constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.layout import Run, Segment
 from gemma4_jax.model.moe import MoE
 from gemma4_jax.model.parts import Parts
-from gemma4_jax.model.rope import Rotation, rotate, rotation
+from gemma4_jax.model.rope import Rotation, rotate
 from gemma4_jax.model.visibility import TokenFacts
 from gemma4_jax.model.weights import project
 
-Lent = dict[str, KeyValues]  # K/V of the lending layers, by layer kind
+Lent = dict[str, KeyValues | Held]  # K/V of the lending layers, by layer kind
 
 # What the backward pass recomputes: nothing; everything but each layer's input; or everything but the
 # results of matrix products with parameters.
@@ -66,11 +67,12 @@ class Attention(nn.Module):
         entry: caching.Entry,
         index: caching.Index,
         lent: Lent,
-    ) -> tuple[Float[Array, "B T D"], caching.Entry, KeyValues]:
+    ) -> tuple[Float[Array, "B T D"], caching.Entry, KeyValues | Held]:
         """Returns the output, the updated cache entry, and the K/V attended to."""
         layer, heads = self.layer, (self.config.num_heads, self.layer.head_dim)
         q = self._project(x, "q_proj", *heads)
         q = rotate(self._head_norm("q_norm")(q), context.rotations[layer.kind])
+        kv: KeyValues | Held
         if layer.owns_kv:
             raw_key = self._project(x, "k_proj", layer.num_kv_heads, layer.head_dim)
             k_norm = self._head_norm("k_norm")
@@ -95,7 +97,7 @@ class Attention(nn.Module):
             kv = lent[layer.kind]
         window = self.config.window if layer.kind == SLIDING else None
         over_cache = context.length is not None
-        attend_to = self.parts.attend_cached if over_cache else self.parts.attend
+        attend_to: Any = self.parts.attend_held if over_cache else self.parts.attend
         out = attend_to(self.config, q, kv, context.facts, window)
         o_proj = param(
             self,
@@ -124,7 +126,7 @@ class Attention(nn.Module):
         context: Context,
         entry: dict[str, Array],
         index: caching.Index,
-    ) -> tuple[caching.Entry, KeyValues]:
+    ) -> tuple[caching.Entry, KeyValues | Held]:
         """Write the new K/V; return the entry and what the new tokens attend to."""
         assert context.length is not None and context.count is not None
         ring, new = self.layer.kind == SLIDING, value.shape[1]
@@ -157,18 +159,13 @@ class Attention(nn.Module):
 
 def cached_keys(
     layer: LayerConfig, entry: caching.Entry, index: caching.Index, key_scale: Array, length: Array
-) -> KeyValues:
-    """K/V as the cache holds them after `length` tokens, K rebuilt or implied where only V is kept."""
-    held = caching.read(entry, index)
-    size = held["value"].shape[1]
-    facts = TokenFacts(caching.held_positions(length, size, layer.kind == SLIDING))
-    if "key" in held:
-        return KeyValues(held["value"], facts, held["key"])
-    rotated = held.get("rotated")
-    if rotated is None:
-        by = rotation(jnp.arange(size, dtype=jnp.int32)[None], layer.head_dim, layer.rope)
-        rotated = rotated_slice(held["value"], key_scale, by)
-    return KeyValues(held["value"], facts, rotated=rotated, key_scale=key_scale)
+) -> KeyValues | Held:
+    """K/V as the cache holds them after `length` tokens: a ring's, or where a full layer's are."""
+    if layer.kind != SLIDING:
+        return Held(entry, index, key_scale, length, layer)
+    ring = caching.read(entry, index)
+    facts = TokenFacts(caching.held_positions(length, ring["value"].shape[1], True))
+    return KeyValues(ring["value"], facts, ring["key"])
 
 
 def _join(old: TokenFacts, new: TokenFacts) -> TokenFacts:
@@ -330,7 +327,10 @@ class PatternBlock(nn.Module):
 def blank_lending(
     layer: LayerConfig, entry: caching.Entry, context: Context, new: int, dtype: Any
 ) -> KeyValues:
-    """Zeros in the shape of the K/V that `layer` attends to in a pass over `new` tokens."""
+    """Zeros in the shape of the K/V that `layer` attends to in a pass over `new` tokens.
+
+    entry: of a sliding layer that gets several tokens at once; None without a cache.
+    """
     batch = context.facts.index.shape[0]
     heads, head_dim = layer.num_kv_heads, layer.head_dim
     if entry is None:
@@ -339,21 +339,9 @@ def blank_lending(
             return KeyValues(zeros, context.facts, zeros)
         turning = zeros[..., : 2 * layer.rope.rotated_pairs(head_dim)]
         return KeyValues(zeros, context.facts, zeros, turning, jnp.zeros((head_dim,), jnp.float32))
-    ring_chunk = layer.kind == SLIDING and new > 1
-    size, heads = caching.size(entry) + (new if ring_chunk else 0), entry["value"].shape[4]
-    buffers = {
-        name: jnp.zeros((batch, size, heads, buffer.shape[-1]), buffer.dtype)
-        for name, buffer in entry.items()
-    }
-    facts = TokenFacts(jnp.zeros((batch, size), jnp.int32))
-    if "key" in buffers:
-        if ring_chunk and context.facts.block is not None:
-            facts = TokenFacts(facts.index, block=jnp.zeros((batch, size), jnp.int32))
-        return KeyValues(buffers["value"], facts, buffers["key"])
-    rotated = 2 * layer.rope.rotated_pairs(head_dim)
-    return KeyValues(
-        buffers["value"],
-        facts,
-        rotated=jnp.zeros((batch, size, heads, rotated), buffers["value"].dtype),
-        key_scale=jnp.zeros((head_dim,), jnp.float32),
-    )
+    # A ring as it was, and the new tokens behind it.
+    shape = (batch, caching.size(entry) + new, entry["value"].shape[4], head_dim)
+    ring = {name: jnp.zeros(shape, buffer.dtype) for name, buffer in entry.items()}
+    index = jnp.zeros(shape[:2], jnp.int32)
+    block = None if context.facts.block is None else index
+    return KeyValues(ring["value"], TokenFacts(index, block=block), ring["key"])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma4_jax.collectives import look_up
 from gemma4_jax.config import ModelConfig
-from gemma4_jax.model.weights import Adapted, Quantized, project
+from gemma4_jax.model.weights import Adapted, Quantized, Stacked, project
 from gemma4_jax.sharding import Rules
 
 
@@ -67,7 +67,7 @@ def param(
 
     # Flax compares shapes leaf by leaf: what stands for a matrix is read past it.
     given: Any = module.get_variable("params", name)
-    if isinstance(given, Quantized | Adapted):
+    if isinstance(given, Quantized | Adapted | Stacked):
         return given
     return module.param(name, declare)
 
@@ -186,8 +186,8 @@ class PerLayerEmbedder(nn.Module):
         c = self.config
         per_layer = (c.num_layers, c.per_layer_input_width)
         axes = (None, "per_layer_input")
-        # One row for an id: with the layers as an axis of its own, TPUs keep the table in an order in which rows are
-        # not together, and copy all of it (E2B: 4.4 GiB) before they look anything up.
+        # One row for an id: with the layers as an axis of its own, TPUs keep the table in an order in which
+        # rows are not together, and copy all of it (E2B: 4.4 GiB) before they look anything up.
         self.table = param(
             self,
             "table",

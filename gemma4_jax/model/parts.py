@@ -16,11 +16,14 @@ from jaxtyping import Array
 from gemma4_jax.config import LayerConfig, ModelConfig
 from gemma4_jax.model import attention, cache
 from gemma4_jax.model.attention import KeyValues
+from gemma4_jax.model.held import Held, attend_held
 from gemma4_jax.model.moe import GroupedMatmul, RoutedExperts, experts_of_tokens
 from gemma4_jax.model.visibility import TokenFacts
 
 # Arguments and result of `model.attention.attend`.
 Attend = Callable[[ModelConfig, Array, KeyValues, TokenFacts, int | None], Array]
+# Arguments and result of `model.held.attend_held`.
+AttendHeld = Callable[[ModelConfig, Array, KeyValues | Held, TokenFacts, int | None], Array]
 # Arguments and result of `model.cache.remember`.
 Remember = Callable[
     [dict[str, Array], dict[str, Array], cache.Index, Array, Array, LayerConfig], dict[str, Array]
@@ -40,7 +43,7 @@ class Parts:
     # In training, where a row attends to itself.
     attend: Attend = attention.attend
     # In decoding, where new tokens attend to what a cache holds; and how they get into it.
-    attend_cached: Attend = attention.attend
+    attend_held: AttendHeld = attend_held
     remember: Remember = cache.remember
     # A pytree of arrays [B, T, ...] in the order in which `attend` wants the tokens of a row, and back.
     arrange: Callable[[Any], Any] = _as_it_is

@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gemma4_jax.config import LayerConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.block import Block, Carry, Context, Lent
 from gemma4_jax.model.layout import Run, Segment
+from gemma4_jax.model.weights import Stacked
 
 # As a Block's carry, with the entries of all slots of the segment.
 SegmentCarry = tuple[Array, tuple[caching.Entry, ...], Lent]
@@ -43,14 +45,13 @@ def step_segment(
     def layer(
         run: Run, slot: int, before: int, repeat: Array | int, carry: Carry, place: Any
     ) -> Carry:
-        weights = jax.tree.map(lambda w: caching.pick(w, (repeat, place)), params[f"slot_{slot}"])
+        block = make_block(run.layer)
+        weights = _picked(params[f"slot_{slot}"], (repeat, place), carry[0].shape[1], block.dtype)
         u = None
         if per_layer is not None:
             number = segment.start + repeat * segment.period + before + place
             u = jax.lax.dynamic_index_in_dim(per_layer, number, keepdims=False)
-        after, _ = make_block(run.layer).apply(
-            {"params": weights}, carry, context, lent, repeat, u, place
-        )
+        after, _ = block.apply({"params": weights}, carry, context, lent, repeat, u, place)
         return after
 
     def one_repeat(carry: SegmentCarry, repeat: Array | int) -> SegmentCarry:
@@ -70,6 +71,18 @@ def step_segment(
         return x, tuple(updated), lending
 
     return _loop(one_repeat, carry, segment.repeats)
+
+
+def _picked(params: Any, index: caching.Index, tokens: int, dtype: Any) -> Any:
+    """One layer's weights; of its experts, where single tokens need few of them, where they are."""
+
+    def pick(path: Any, leaf: Array) -> Any:
+        experts = path[0].key == "moe" and len(path) == 2 and leaf.ndim == 5  # no adapted ones
+        if experts and tokens == 1 and leaf.dtype == dtype:
+            return Stacked(leaf, tuple(jnp.asarray(i, jnp.int32) for i in index))
+        return caching.pick(leaf, index)
+
+    return jax.tree_util.tree_map_with_path(pick, params)
 
 
 def _loop(body: Callable[[Any, Any], Any], carry: Any, times: int) -> Any:

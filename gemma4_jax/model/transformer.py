@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -167,7 +168,7 @@ class Transformer(nn.Module):
         context = Context(TokenFacts(positions), self._rotations(positions), cache.length)
         _, per_layer = self._embed(tokens, None, rules=DECODING_RULES)
         first = self.config.first_shared_layer
-        lent = self._lent_from(cache)
+        lent = self._lent_from(self.config.layers, cache.entries, cache.length)
         x, _ = self._run(x, per_layer, context, None, lent, first, self.config.num_layers)
         return self.final_norm(x)
 
@@ -227,6 +228,9 @@ class Transformer(nn.Module):
         """Segments of the layers [start, stop); returns the stream and the cache entries."""
         entries = [] if cache is None else list(cache.entries)
         lent = dict(lent)
+        # What a layer attended to is in the cache afterwards, and read from there; all but the part of a ring
+        # that a chunk has overwritten. Carried through the loops it would be copied at each layer of its kind.
+        carried = (SLIDING,) if x.shape[1] > 1 else ()
         for number, (segment, stack) in enumerate(
             zip(segments(self.config), self.stacks, strict=True)
         ):
@@ -243,6 +247,8 @@ class Transformer(nn.Module):
                 )
                 for layer in self.config.layers[segment.start : segment.stop]
                 if layer.lends_kv
+                and segment.stop < stop
+                and (cache is None or layer.kind in carried)
             }
             if cache is None and start == 0:
                 inputs = None
@@ -258,6 +264,10 @@ class Transformer(nn.Module):
                 )
             if cache is not None:
                 entries[number] = mine
+                if segment.stop < stop:
+                    layers = self.config.layers[segment.start : segment.stop]
+                    length = cache.length + context.count
+                    lending = self._lent_from(layers, entries, length) | lending
             lent |= lending
         return x, tuple(entries)
 
@@ -265,16 +275,18 @@ class Transformer(nn.Module):
         """An unbound Block, to be given its weights."""
         return Block(self.config, layer, self.dtype, self.parts, parent=None)
 
-    def _lent_from(self, cache: Cache) -> Lent:
-        """K/V of the lending layers, read back from the cache."""
+    def _lent_from(
+        self, layers: Sequence[LayerConfig], entries: Sequence[Any], length: Int[Array, " B"]
+    ) -> Lent:
+        """K/V of those of the layers that lend, read back from a cache of `length` tokens."""
         lent: Lent = {}
-        for layer in self.config.layers:
+        for layer in layers:
             if layer.lends_kv:
                 at = layer_address(self.config, layer.index)
                 slot = self.stacks[at.segment].variables["params"][f"slot_{at.slot}"]
                 key_scale = slot["attention"]["k_norm"]["scale"][at.index]
-                entry = cache.entries[at.segment][at.slot]
-                lent[layer.kind] = cached_keys(layer, entry, at.index, key_scale, cache.length)
+                entry = entries[at.segment][at.slot]
+                lent[layer.kind] = cached_keys(layer, entry, at.index, key_scale, length)
         return lent
 
 

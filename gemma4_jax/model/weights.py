@@ -105,7 +105,26 @@ class Adapted:
         return self.magnitude / norms.reshape(self.magnitude.shape)
 
 
-Weight = Array | Quantized | Adapted
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """One layer's experts where they lie, in the stack of all layers of a slot.
+
+    For steps of few tokens: a product reads the experts that they were sent to, where taking the layer out of
+    the stack first would read and write all of them.
+    """
+
+    stack: Any  # [n, m, E, I, O]
+    index: Any  # (repeat, place), int32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[E, I, O]."""
+        shape: tuple[int, ...] = self.stack.shape[2:]
+        return shape
+
+
+Weight = Array | Quantized | Adapted | Stacked
 
 
 def column_norms(weight: Adapted) -> Array:
@@ -184,6 +203,14 @@ def project_groups(
     dtype: Any,
 ) -> Array:
     """rows [M, I], sorted by expert, each times its expert's matrix of `weight` [E, I, O]; LoRA per expert."""
+    if isinstance(weight, Stacked):
+        # The other layers' experts are groups of no rows.
+        repeat, place = weight.index
+        repeats, places, experts = weight.stack.shape[:3]
+        sizes = jnp.zeros(repeats * places * experts, group_sizes.dtype)
+        first = (repeat * places + place) * experts
+        sizes = jax.lax.dynamic_update_slice(sizes, group_sizes, (first,))
+        return grouped_matmul(rows, weight.stack.reshape(-1, *weight.shape[1:]), sizes)
     if not isinstance(weight, Adapted):
         return grouped_matmul(rows, _cast(weight, dtype), group_sizes)
     assert weight.magnitude is None, "adapters.py gives experts no DoRA"
@@ -194,6 +221,7 @@ def project_groups(
 
 def dense(weight: Weight) -> Array:
     """The array that a weight stands for; adapters merged into it, in float32. An array is itself."""
+    assert not isinstance(weight, Stacked), "only steps of decoding make these"
     if not isinstance(weight, Adapted):
         return _values(weight) if isinstance(weight, Quantized) else weight
     w, a, b = weight.matrices()

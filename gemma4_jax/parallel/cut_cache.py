@@ -3,7 +3,7 @@
 Rows of a cache are cut as those of a batch, heads over `tensor`, positions of full layers over `seq`. Every
 device of `seq` meets all new tokens with its own positions; what travels is the largest score, the sum of
 exponentials and the weighted values, a few numbers a new token and head, never K or V. Rings are short and
-whole on every device of `seq`. Same signatures and results as `model.attention.attend` and
+whole on every device of `seq`. Same signatures and results as `model.held.attend_held` and
 `model.cache.remember`. Not here: training, where no device has all queries of a row either
 (`sequence_attention`), and how a cache is laid out (`model/cache.py`).
 
@@ -21,51 +21,70 @@ from jaxtyping import Array, Float, Int
 from gemma4_jax.collectives import mesh_over
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
+from gemma4_jax.model import held
 from gemma4_jax.model.attention import KeyValues, attend
-from gemma4_jax.model.visibility import TokenFacts, visible
+from gemma4_jax.model.held import Held
+from gemma4_jax.model.visibility import TokenFacts
 from gemma4_jax.sharding import BATCH, TOKENS, spec
 
-_HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
-# Scores of so many queries at a time are in memory.
-_QUERIES = 512
 
-
-def attend_cached(
+def attend_held(
     config: ModelConfig,
     q: Float[Array, "B C N H"],
-    kv: KeyValues,
+    kv: KeyValues | Held,
     facts: TokenFacts,
     window: int | None,
 ) -> Float[Array, "B C N H"]:
-    """`attend` under `jax.set_mesh`, over K/V that lie as `cache.entry_axes` says.
-
-    window: as there; on full layers (None) positions are cut.
-    """
+    """`held.attend_held` under `jax.set_mesh`, over caches that lie as `cache.entry_axes` says."""
     mesh = mesh_over(q.shape)
     if mesh is None:
-        return attend(config, q, kv, facts, window)
-    cut = window is None and mesh.shape[TOKENS] > 1
-    rows, along = PartitionSpec(BATCH), PartitionSpec(BATCH, TOKENS if cut else None)
-    of_q = PartitionSpec(BATCH, None, "tensor")
-    # Plain dicts: specs stand in the place of arrays, which a checked dataclass would refuse.
-    held = {"value": kv.value, "key": kv.key, "rotated": kv.rotated}
-    about = _of_rows(kv.facts, q.shape[0]), _of_rows(facts, q.shape[0])
+        return held.attend_held(config, q, kv, facts, window)
+    if isinstance(kv, KeyValues):
+        return _attend_ring(config, q, kv, facts, window, mesh)
+    layer, whole, rows = kv.layer, PartitionSpec(), PartitionSpec(BATCH)
+    of_q, of_entry = PartitionSpec(BATCH, None, "tensor"), _specs(kv.entry, kv.layer, mesh)
+    is_cut = of_entry["value"][3] is not None
 
-    def own(q: Array, held: Any, key_scale: Array | None, about: Any) -> Array:
-        of_keys, of_queries = (TokenFacts(**fields) for fields in about)
-        local = KeyValues(facts=of_keys, key_scale=key_scale, **held)
-        if cut:
-            return _joined(config, q, local, of_queries)
-        return attend(config, q, local, of_queries, window)
+    def own(q: Array, entry: Any, index: Any, scale: Any, length: Array, about: Any) -> Array:
+        mine = Held(entry, index, scale, length, layer)
+        first = jax.lax.axis_index(TOKENS) * caching.size(entry) if is_cut else 0
+        sums = held.sums_of_held(config, q, mine, TokenFacts(**about), first)
+        return held.shares(_of_all(sums) if is_cut else sums, q)
 
     mapped = jax.shard_map(
         own,
         mesh=mesh,
-        in_specs=(of_q, PartitionSpec(*along, "tensor"), PartitionSpec(), (along, rows)),
+        in_specs=(of_q, of_entry, (whole, whole), whole, rows, rows),
         out_specs=of_q,
         check_vma=False,
     )
-    out: Array = mapped(q, held, kv.key_scale, about)
+    about = _of_rows(facts, q.shape[0])
+    out: Array = mapped(q, kv.entry, _numbers(kv.index), kv.key_scale, kv.length, about)
+    return out
+
+
+def _attend_ring(
+    config: ModelConfig,
+    q: Array,
+    kv: KeyValues,
+    facts: TokenFacts,
+    window: int | None,
+    mesh: Any,
+) -> Array:
+    """`attend` on every device's own rows and heads."""
+
+    def own(q: Array, key: Array, value: Array, about: Any) -> Array:
+        # Plain dicts until here: specs stand in the place of arrays, which a checked dataclass would refuse.
+        of_keys, of_queries = (TokenFacts(**fields) for fields in about)
+        return attend(config, q, KeyValues(value, of_keys, key), of_queries, window)
+
+    heads, rows = PartitionSpec(BATCH, None, "tensor"), PartitionSpec(BATCH)
+    mapped = jax.shard_map(
+        own, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )
+    assert kv.key is not None
+    about = _of_rows(kv.facts, q.shape[0]), _of_rows(facts, q.shape[0])
+    out: Array = mapped(q, kv.key, kv.value, about)
     return out
 
 
@@ -81,8 +100,7 @@ def remember(
     mesh = mesh_over(new["value"].shape)
     if mesh is None:
         return caching.remember(entry, new, index, length, count, layer)
-    axes = caching.entry_axes(layer)
-    of_entry = {name: spec(axes, buffer.shape, mesh) for name, buffer in entry.items()}
+    of_entry = _specs(entry, layer, mesh)
     of_new = PartitionSpec(BATCH, None, "tensor")
     at = caching.write_slots(
         length, count, new["value"].shape[1], caching.size(entry), layer.kind == SLIDING
@@ -108,54 +126,28 @@ def remember(
         out_specs=of_entry,
         check_vma=False,
     )
-    repeat, place = (jnp.asarray(i, jnp.int32) for i in index)
     mine = {name: new[name] for name in entry}
-    written: dict[str, Array] = mapped(entry, mine, (repeat, place), at)
+    written: dict[str, Array] = mapped(entry, mine, _numbers(index), at)
     return written
 
 
-def _joined(config: ModelConfig, q: Array, kv: KeyValues, facts: TokenFacts) -> Array:
-    """Attention of a full layer whose positions the devices of `seq` hold in parts."""
-    parts = [
-        _sums(config, q[:, start : start + _QUERIES], kv, facts[:, start : start + _QUERIES])
-        for start in range(0, q.shape[1], _QUERIES)
-    ]
-    largest, total, values = (jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-    share = jnp.exp(largest - jax.lax.pmax(largest, TOKENS))
-    total = jax.lax.psum(total * share, TOKENS)
-    out = jax.lax.psum(values * share[..., None], TOKENS) / total[..., None]
-    return out.reshape(q.shape).astype(q.dtype)
+def _of_all(sums: held.Sums) -> held.Sums:
+    """Sums over the positions of all devices of `seq`."""
+    largest, total, values = sums
+    most = jax.lax.pmax(largest, TOKENS)
+    share = jnp.exp(largest - most)
+    total, values = jax.lax.psum((total * share, values * share[..., None]), TOKENS)
+    return most, total, values
 
 
-def _sums(
-    config: ModelConfig, q: Array, kv: KeyValues, facts: TokenFacts
-) -> tuple[Array, Array, Array]:
-    """Of one device's positions: largest score [B, C, K, G], sum of exponentials, weighted values [..., H].
+def _specs(entry: dict[str, Array], layer: LayerConfig, mesh: Any) -> dict[str, PartitionSpec]:
+    axes = caching.entry_axes(layer)
+    return {name: spec(axes, buffer.shape, mesh) for name, buffer in entry.items()}
 
-    All relative to the largest score, float32. A token that sees no position here has a largest score so small
-    that nothing of it remains beside another device's.
-    """
-    mask = visible(facts, kv.facts, bidirectional=config.bidirectional)[:, :, None, None]
-    heads = kv.value.shape[2]
-    scores = sum(
-        jnp.einsum(
-            "bckgh,bskh->bckgs",
-            part.reshape(*part.shape[:2], heads, -1, part.shape[-1]),
-            key,
-            preferred_element_type=jnp.float32,
-        )
-        for part, key in kv.products(q)
-    )
-    scores = jnp.where(mask, scores, _HIDDEN)
-    largest = scores.max(-1)
-    weights = jnp.exp(scores - largest[..., None])
-    values = jnp.einsum(
-        "bckgs,bskh->bckgh",
-        weights.astype(kv.value.dtype),
-        kv.value,
-        preferred_element_type=jnp.float32,
-    )
-    return largest, weights.sum(-1), values
+
+def _numbers(index: caching.Index) -> tuple[Array, Array]:
+    repeat, place = (jnp.asarray(i, jnp.int32) for i in index)
+    return repeat, place
 
 
 def _of_rows(facts: TokenFacts, rows: int) -> dict[str, Array | None]:

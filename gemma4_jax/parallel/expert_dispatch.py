@@ -37,7 +37,7 @@ from jaxtyping import Array, Float, Int
 from gemma4_jax.collectives import mesh_over, spec_of_tokens
 from gemma4_jax.model.layers import gated_gelu
 from gemma4_jax.model.moe import GroupedMatmul, experts_of_tokens
-from gemma4_jax.model.weights import Adapted, Weight, project_groups
+from gemma4_jax.model.weights import Adapted, Stacked, Weight, project_groups
 from gemma4_jax.parallel.expert_exchange import (
     EXPERT,
     WAYS,
@@ -248,6 +248,9 @@ def _own_keys(matrices: Matrices, turn: Array | int) -> Matrices:
 
 def _cut(weight: Weight, names: tuple[str | None, ...], mesh: Any) -> Any:
     """PartitionSpecs of a weight's arrays: cut by the matrix's names, and an adapter's rank not at all."""
+    if isinstance(weight, Stacked):
+        cut = spec((None, None, *names), weight.stack.shape, mesh)
+        return dataclasses.replace(weight, stack=cut, index=(PartitionSpec(), PartitionSpec()))
     if not isinstance(weight, Adapted):
         return jax.tree.map(lambda leaf: spec(names, leaf.shape, mesh), weight)
     expert, inputs, outputs = names

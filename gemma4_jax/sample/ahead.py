@@ -2,8 +2,9 @@
 
     python -m gemma4_jax.sample.ahead 31b --topology v5p-8 --seq 262144 --batch 1 --mesh seq=4
 
-The program is that of the sampler: one step of so many conversations that have `--seq` tokens, or with `--prompt`
-a chunk of their prompts. Nothing is loaded and nothing runs. Needs libtpu (`pip install "jax[tpu]"`).
+The program is that of the sampler: one step of so many conversations that have `--seq` tokens, or with
+`--prompt` a chunk of their prompts. Nothing is loaded and nothing runs. Needs libtpu (`pip install
+"jax[tpu]"`).
 """
 
 import argparse
@@ -183,7 +184,8 @@ def _described(report: dict[str, Any]) -> str:
         f"{report['task']} of {report['model']} on {report['topology']} ({mesh or 'one device'}): "
         f"{'fits' if report['fits'] else 'DOES NOT FIT'}, {report['peak_bytes'] / gib:.2f} of "
         f"{report['hbm_bytes'] / gib:.0f} GiB a device, of which {report['cache_bytes'] / gib:.2f} are cache",
-        f"arguments {(report['argument_bytes'] or 0) / gib:.2f}, temporaries {(report['temporary_bytes'] or 0) / gib:.2f} GiB; "
+        f"arguments {(report['argument_bytes'] or 0) / gib:.2f}, "
+        f"temporaries {(report['temporary_bytes'] or 0) / gib:.2f} GiB",
         f"lowered in {report['seconds_to_lower']:.1f} s, compiled in {report['seconds_to_compile']:.1f} s",
     ]
     for one in report["collectives"][:12]:
