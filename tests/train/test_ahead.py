@@ -1,7 +1,7 @@
 """Steps compiled for TPUs that are not there. Needs libtpu (`pip install "jax[tpu]"`); else skipped.
 
-The tiny twins show that every part compiles for a TPU. $GEMMA4_AHEAD=all adds the real sizes, a minute or more of
-CPU each: that they fit, and what devices send each other.
+The tiny twins show that every part compiles for a TPU. $GEMMA4_AHEAD=all adds the real sizes, a minute or more
+of CPU each: that they fit, and what devices send each other.
 """
 
 import importlib.util
