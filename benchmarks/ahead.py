@@ -60,7 +60,7 @@ def measure(name: str, words: str, level: str) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """Results as rows of Markdown."""
     lines = [
-        "| `python -m train.ahead` ... | level | HBM, GiB | of | fits | lower, s | compile, s | CPU-s | host, GiB |",
+        "| `python -m train.ahead` ... | level | GiB | of | fits | lower, s | compile, s | CPU-s | host, GiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
