@@ -28,7 +28,7 @@ from gemma4_jax.sharding import spec
 # the time that it reads a matrix.
 _CHUNK_LOGITS = 2**22
 _LEAST_ROWS = {"cpu": 64}
-_LEAST_ROWS_ON_ACCELERATORS = 512
+LEAST_ROWS_ON_ACCELERATORS = 512
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +81,7 @@ def token_scores(
 
 def default_chunk(vocab_size: int) -> int:
     """Positions taken at a time on this platform; of 262 144 entries 64 MiB on CPU, else 512 MiB."""
-    least = _LEAST_ROWS.get(jax.default_backend(), _LEAST_ROWS_ON_ACCELERATORS)
+    least = _LEAST_ROWS.get(jax.default_backend(), LEAST_ROWS_ON_ACCELERATORS)
     return max(least, _CHUNK_LOGITS // vocab_size)
 
 

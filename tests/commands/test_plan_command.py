@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gemma4_jax.hf_config import config_to_hf
-from gemma4_jax.plan import count_parameters, make_plan
+from gemma4_jax.plan.model import count_parameters, make_plan
 from gemma4_jax.presets import PRESETS, preset
 
 
