@@ -37,9 +37,9 @@ def compile_ahead(
         raise UserError(
             f"--compile is for TPU slices of whole hosts, which libtpu describes; {topology.name} is none"
         )
-    if program[-1] == _PROGRAM and not _there():
+    if program[-2] == "-m" and not _there(program[-1]):
         raise UserError(
-            f"--compile runs python -m {_PROGRAM}, which is not installed: run this in a clone"
+            f"--compile runs python -m {program[-1]}, which is not here: run this in a clone"
         )
     mesh = ",".join(f"{axis}={size}" for axis, size in workload.mesh.items() if size > 1)
     words = [
@@ -62,8 +62,8 @@ def compile_ahead(
     return found
 
 
-def _there() -> bool:
+def _there(module: str) -> bool:
     try:
-        return importlib.util.find_spec(_PROGRAM) is not None
+        return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False

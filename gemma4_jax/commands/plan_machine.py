@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from gemma4_jax.commands.columns import gib, seconds, table
-from gemma4_jax.errors import UserError
+from gemma4_jax.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from gemma4_jax.config import ModelConfig
@@ -79,6 +79,18 @@ def check_words(arguments: argparse.Namespace) -> None:
     for name, instead in (("context", "--seq"), ("dtype", "--param-dtype")):
         if getattr(arguments, name) is not None:
             raise UserError(f"with --topology, --{name} is called {instead}")
+    from gemma4_jax.plan.workload import BASES, ITEM_SIZES, OPTIMIZERS, REMAT_POLICIES, TASKS
+
+    for name, known in (
+        ("task", TASKS),
+        ("remat", REMAT_POLICIES),
+        ("base", BASES),
+        ("param_dtype", ITEM_SIZES),
+        ("optimizer", OPTIMIZERS),
+    ):
+        value = getattr(arguments, name)
+        if value and value not in known:
+            raise unknown(f"--{name.replace('_', '-')}", value, known)
     if arguments.base and not arguments.lora:
         raise UserError("--base is what adapters are trained over; add --lora RANK")
     if arguments.remat and not arguments.mesh:
@@ -122,7 +134,7 @@ def _asked(config: ModelConfig, topology: Topology, arguments: argparse.Namespac
     from gemma4_jax.model.adapters import LoRA
     from gemma4_jax.plan.workload import Workload
 
-    task = arguments.task or "sft"
+    task: Any = arguments.task or "sft"
     lora = None
     if arguments.lora is not None:
         if arguments.lora < 1:

@@ -101,7 +101,8 @@ class Matrix:
 
 def matrix_at(path: tuple[str, ...], shape: tuple[int, ...]) -> Matrix | None:
     """The parameter there, if it is a matrix of a target."""
-    target = _TARGET_OF.get(path[-2:])
+    module, name = path[-2:] if len(path) > 1 else ("", *path)
+    target = _TARGET_OF.get((module, name))
     if target is None:
         return None
     layers = 2 if path[0].startswith("segment_") else 0

@@ -2,9 +2,9 @@
 
 Follows what `collectives.py`, `logprobs.py` and `parallel/` write down, and where nothing is written down what
 XLA makes of sharded matrices (docs/plan.md: compared with compiled steps). Bytes are those that one device
-sends, which are those that it receives: of an all-gather or a reduce-scatter of V bytes (P - 1) / P of V, of an
-all-reduce twice that, of an all-to-all (P - 1) / P of what a device holds, of a permutation all of it. Left out:
-a few numbers a step or a chunk of the loss, and integers. Not here: how fast (`network.py`).
+sends, which are those that it receives: of an all-gather or a reduce-scatter of V bytes (P - 1) / P of V, of
+an all-reduce twice that, of an all-to-all (P - 1) / P of what a device holds, of a permutation all of it. Left
+out: a few numbers a step or a chunk of the loss, and integers. Not here: how fast (`network.py`).
 
 Letters: M tokens of a device, D d_model, P devices along an axis, W window, A active experts, C rows of a lane.
 """
@@ -103,17 +103,34 @@ def _named(w: Workload, names: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
     return axes, math.prod(w.mesh[name] for name in axes)
 
 
+Kind = Literal["plain", "output", "experts"]
+
+
 @functools.lru_cache(maxsize=4096)
-def _gathered_numbers(config: ModelConfig, sizes: tuple[int, ...]) -> dict[tuple[Axes, bool], int]:
+def _gathered_numbers(config: ModelConfig, sizes: tuple[int, ...]) -> dict[tuple[Axes, Kind], int]:
     """Numbers of all layers' matrices as they are on a device when they run, by the axes they are gathered
-    over and whether they are experts."""
-    total: dict[tuple[Axes, bool], int] = {}
+    over and their kind: o_proj, experts', and all others."""
+    total: dict[tuple[Axes, Kind], int] = {}
     for leaf in tree.parameters(config):
-        if leaf.layers and matrix_at(leaf.path, leaf.shape) is not None:
-            experts = leaf.path[-2] == "moe"
-            over = ("fsdp",) if experts and _at(sizes, "expert") > 1 else ("fsdp", "expert")
-            total[over, experts] = total.get((over, experts), 0) + gathered(leaf, sizes)
+        if not leaf.layers or matrix_at(leaf.path, leaf.shape) is None:
+            continue
+        kind: Kind = "output" if leaf.path[-1] == "o_proj" else "plain"
+        kind = "experts" if leaf.path[-2] == "moe" else kind
+        cut = kind == "experts" and _at(sizes, "expert") > 1
+        over = ("fsdp",) if cut else ("fsdp", "expert")
+        total[over, kind] = total.get((over, kind), 0) + gathered(leaf, sizes)
     return total
+
+
+def _gathers(w: Workload, kind: Kind) -> int:
+    """How often a matrix is gathered for one micro-batch: forward, where the backward pass computes again, and
+    for the gradient of inputs. The last two are one where the matrix is as it is held in both, which o_proj, whose
+    axes are joined for the product, is not."""
+    if not w.trains:
+        return 1
+    if kind == "plain" and w.held == w.compute:
+        return 2
+    return (attention_passes(w) if kind == "experts" else passes(w)) + 1
 
 
 def _at(sizes: tuple[int, ...], axis: str) -> int:
@@ -121,23 +138,20 @@ def _at(sizes: tuple[int, ...], axis: str) -> int:
 
 
 def _weights(w: Workload) -> Iterator[Exchange]:
-    """Every layer's matrices in the type of products: forward, where the backward pass computes them again, and
-    for the gradient of inputs."""
+    """Every layer's matrices, in the type of products."""
     each = min(w.held, w.compute) if w.base == "none" else PACKED_BYTES[w.base]
-    for (over, experts), numbers in _gathered_numbers(w.config, w.sizes).items():
+    for (over, kind), numbers in _gathered_numbers(w.config, w.sizes).items():
         axes, parts = _named(w, over)
         if parts > 1:
-            again = attention_passes(w) if experts else passes(w)
-            times = w.accumulation * (again + (1 if w.trains else 0))
+            times = w.accumulation * _gathers(w, kind)
             sent = times * numbers * each * (parts - 1) / parts
             yield Exchange("weights", "all-gather", axes, sent, times * w.config.num_layers)
-    # The token table, for logits.
+    # The token table, for logits; the backward pass finds it kept.
     axes, parts = _named(w, ("fsdp", "expert"))
     if parts > 1:
         table = w.config.vocab_size // w.mesh["tensor"] * w.config.d_model
-        times = w.accumulation * (2 if w.trains else 1)
-        sent = times * table * min(w.held, w.compute) * (parts - 1) / parts
-        yield Exchange("table for the loss", "all-gather", axes, sent, times)
+        sent = w.accumulation * table * min(w.held, w.compute) * (parts - 1) / parts
+        yield Exchange("table for the loss", "all-gather", axes, sent, w.accumulation)
 
 
 def _gradients(w: Workload) -> Iterator[Exchange]:
@@ -251,8 +265,8 @@ def _sequence(w: Workload) -> Iterator[Exchange]:
         found[0] += w.accumulation * count * (repeats * sent + home)
         found[1] += w.accumulation * count * (repeats + 1) * times
     kinds: dict[str, Operation] = {"halo": "permute", "ring": "ring", "gather": "all-gather"}
-    for way, (sent, times) in total.items():
-        yield Exchange(way, kinds[way], ("seq",), sent, int(times))
+    for way, (all_sent, often) in total.items():
+        yield Exchange(way, kinds[way], ("seq",), all_sent, int(often))
     sent = 2.0 * w.accumulation * w.tokens_here * w.config.d_model * w.compute
     yield Exchange("order of tokens", "permute", ("seq",), sent, 4 * w.accumulation)
 

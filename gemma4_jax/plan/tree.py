@@ -92,6 +92,7 @@ def adapters(config: ModelConfig, lora: LoRA) -> tuple[Leaf, ...]:
     return tuple(found)
 
 
+@functools.cache
 def packed(config: ModelConfig, form: str) -> tuple[tuple[Leaf, int | None], ...]:
     """Parameters whose matrices are quantised: (array, bytes of a number; None where it is as held).
 

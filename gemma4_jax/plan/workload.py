@@ -24,6 +24,8 @@ Task = Literal["sft", "dpo", "decode"]
 TASKS: tuple[Task, ...] = ("sft", "dpo", "decode")
 Optimizer = Literal["adamw", "adafactor", "muon"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adafactor", "muon")
+Base = Literal["none", "int8", "nf4"]
+BASES: tuple[Base, ...] = ("none", "int8", "nf4")
 ITEM_SIZES = {"float32": 4, "bfloat16": 2}
 
 
@@ -32,7 +34,7 @@ class Workload:
     """One step of one run.
 
     tokens: of a row; decoding: what a conversation has by then. rows: of a step over all devices; DPO: pairs,
-    of two rows each; decoding: conversations. sizes: of AXES, in their order. accumulation: micro-batches of a step.
+    of two rows each; decoding: conversations. sizes: of AXES, in their order. accumulation: micro-batches.
     lora: None trains all parameters. base: how matrices that are not trained are held. param_dtype: of what
     is held and updated (decoding: of weights and cache); compute_dtype: of activations and products.
     DPO reads its reference's log-probabilities from the data.
@@ -46,7 +48,7 @@ class Workload:
     accumulation: int = 1
     remat: Remat = "full"
     lora: LoRA | None = None
-    base: Literal["none", "int8", "nf4"] = "none"
+    base: Base = "none"
     param_dtype: str = "float32"
     compute_dtype: str = "bfloat16"
     optimizer: Optimizer = "adamw"
@@ -57,6 +59,7 @@ class Workload:
         for kind, name, known in (
             ("task", self.task, TASKS),
             ("remat policy", self.remat, REMAT_POLICIES),
+            ("base quantization", self.base, BASES),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("dtype", self.param_dtype, ITEM_SIZES),
             ("dtype", self.compute_dtype, ITEM_SIZES),
@@ -164,8 +167,11 @@ def check(workload: Workload) -> None:
         check_tokens(workload.tokens, mesh["seq"])
     if not workload.trains and workload.accumulation > 1:
         raise UserError("decoding has no micro-batches")
-    leaves = tree.parameters(workload.config)
+    if workload.base == "none":
+        leaves = tree.parameters(config)
+    else:  # blocks that share a scale are fewer than the numbers
+        leaves = tuple(leaf for leaf, _ in tree.packed(config, workload.base))
     if workload.lora is not None:
-        leaves += tree.adapters(workload.config, workload.lora)
+        leaves += tree.adapters(config, workload.lora)
     for leaf in leaves:
         tree.cuts(leaf.shape, leaf.axes, workload.sizes)

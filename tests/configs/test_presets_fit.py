@@ -1,4 +1,4 @@
-"""Every preset by hardware fits into 90 % of its memory, by the sum in gemma4_jax/plan/memory.py; and the documented table.
+"""Every preset by hardware fits into 90 % of its memory, by the sum of `plan.memory`; and the documented table.
 
 After an intended change: `python -m tests.configs.test_presets_fit` writes the table of docs/presets.md anew.
 """

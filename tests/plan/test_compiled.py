@@ -1,7 +1,7 @@
 """Predicted bytes against compiled train steps: what devices send by axis, and what one device holds.
 
-XLA:CPU stands in for accelerators: it has no reduce-scatter (an all-reduce of the whole gradient is in its place,
-twice the bytes) and no ragged exchange (whole lanes travel), and both are counted so here.
+XLA:CPU stands in for accelerators: it has no reduce-scatter (an all-reduce of the whole gradient is in its
+place, twice the bytes) and no ragged exchange (whole lanes travel), and both are counted so here.
 """
 
 import dataclasses
@@ -80,6 +80,16 @@ def as_cpu_does(work):
         if operation in ("permute", "ring"):
             operation = "collective-permute"
         total[operation] = total.get(operation, 0) + sent
+    tensor = work.mesh["tensor"]
+    if tensor > 1:
+        # Gradients of one input from several projections are summed over devices each, not added before:
+        # q, k, v (where heads are cut) and gate, up.
+        column = work.tokens_here * work.config.d_model * work.compute * 2 * (tensor - 1) / tensor
+        more = 0
+        for layer in work.config.layers:
+            heads = 0 if layer.num_kv_heads % tensor else 1 if layer.value_from_key else 2
+            more += heads + 1
+        total["all-reduce"] += more * column
     return total
 
 
