@@ -124,8 +124,8 @@ def _gathered_numbers(config: ModelConfig, sizes: tuple[int, ...]) -> dict[tuple
 
 def _gathers(w: Workload, kind: Kind) -> int:
     """How often a matrix is gathered for one micro-batch: forward, where the backward pass computes again, and
-    for the gradient of inputs. The last two are one where the matrix is as it is held in both, which o_proj, whose
-    axes are joined for the product, is not."""
+    for the gradient of inputs. The last two are one where the matrix is as it is held in both, which o_proj,
+    whose axes are joined for the product, is not."""
     if not w.trains:
         return 1
     if kind == "plain" and w.held == w.compute:
