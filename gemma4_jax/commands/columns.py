@@ -18,7 +18,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def gib(size: float) -> str:
+def gib(size: int | float) -> str:
     """Bytes in GiB."""
     number = size / _GIB
     return f"{number:.3f}" if number >= 0.001 else f"{number:.1e}"

@@ -122,9 +122,12 @@ def _optimizer(leaves: Iterable[Leaf], sizes: tuple[int, ...], name: Optimizer) 
     if name == "adamw":
         return 2 * _held(leaves, sizes, 4) + _COUNTERS
     if name == "muon":
-        # One momentum for projections, AdamW's two for all else.
-        matrices = [leaf for leaf in leaves if leaf.path[-1].endswith("_proj")]
-        others = [leaf for leaf in leaves if not leaf.path[-1].endswith("_proj")]
+        # One momentum for projections, routers' excepted, and AdamW's two for all else.
+        matrices, others = [], []
+        for leaf in leaves:
+            name = leaf.path[-1]
+            mine = name.endswith("_proj") and name != "router_proj"
+            (matrices if mine else others).append(leaf)
         return _held(matrices, sizes, 4) + 2 * _held(others, sizes, 4) + _COUNTERS
     total = _COUNTERS
     for leaf in leaves:

@@ -170,14 +170,14 @@ def _keys(w: Workload, layer: LayerConfig) -> tuple[float, float]:
     window, tokens = w.config.window, w.tokens
     sliding = layer.kind == SLIDING
     if not w.trains:
-        return (min(window, tokens) if sliding else tokens), 0
+        return float(min(window, tokens) if sliding else tokens), 0.0
     if w.mesh["seq"] > 1:
         tile = min(TILE, tokens // (2 * w.mesh["seq"]))
         # Tiles that touch the band, or half of the row and the diagonal's other half.
-        return (min(window - 1 + tile, tokens) if sliding else (tokens + tile) / 2), 0.5
+        return float(min(window - 1 + tile, tokens) if sliding else (tokens + tile) / 2), 0.5
     if sliding and tokens > 2 * window:
-        return 2 * window, 0
-    return tokens, (1 if tokens * tokens > DENSE_SCORES else 0)
+        return 2.0 * window, 0.0
+    return float(tokens), (1.0 if tokens * tokens > DENSE_SCORES else 0.0)
 
 
 def _memory(w: Workload) -> float:
@@ -188,7 +188,7 @@ def _memory(w: Workload) -> float:
     if not w.trains:
         parts = bytes_by_part(w)
         read = weights if c.moe is None else weights * _met(w)
-        return read + parts["cache"]
+        return float(read + parts["cache"])
     often = passes(w) + 1
     per_layer = 2 * layer_numbers(w) * (4 + w.compute) / 2
     kept = 2 * w.tokens_here * sum(n * kept_by_layer(w, layer) for layer, n in tree.kinds(c))

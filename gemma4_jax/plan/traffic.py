@@ -92,7 +92,7 @@ def sequence_bytes(workload: Workload, layer: LayerConfig, itemsize: int) -> tup
     if left < (parts - 1) * chunk:
         chunks = -(-left // chunk)
         return "halo", 2.0 * left * w.rows_here * heads * width * itemsize, 2 * 2 * chunks
-    shard = w.tokens_here * heads * width * itemsize
+    shard = float(w.tokens_here * heads * width * itemsize)
     way = full_layer_exchange(w.tokens_here, parts, heads, width, w.compute)
     return way, (parts - 1) * shard, 2 * (parts - 1) if way == "ring" else 2
 
@@ -252,23 +252,36 @@ def _tensor(w: Workload) -> Iterator[Exchange]:
 
 
 def _sequence(w: Workload) -> Iterator[Exchange]:
-    """Keys and values forward, again, and once more backward; gradients home in float32. Hidden states change
-    their order at the end, ints at the start."""
-    parts, repeats = w.mesh["seq"], attention_passes(w) + 1
-    total: dict[str, list[float]] = {}
+    """Keys and values forward and backward, and their gradients home in float32. Hidden states change their
+    order at the end, ints at the start.
+
+    Where a layer is computed again, the ring goes round again; halos and gathers are those of the backward pass.
+    """
+    parts = w.mesh["seq"]
+    total: dict[tuple[str, Operation], list[float]] = {}
     for layer, count in tree.kinds(w.config):
         way, sent, times = sequence_bytes(w, layer, w.compute)
         _, home, _ = sequence_bytes(w, layer, 4)
+        visits = 2
         if way == "ring":  # a gradient visits its owner last
-            home *= parts / (parts - 1)
-        found = total.setdefault(way, [0.0, 0.0])
-        found[0] += w.accumulation * count * (repeats * sent + home)
-        found[1] += w.accumulation * count * (repeats + 1) * times
-    kinds: dict[str, Operation] = {"halo": "permute", "ring": "ring", "gather": "all-gather"}
-    for way, (all_sent, often) in total.items():
-        yield Exchange(way, kinds[way], ("seq",), all_sent, int(often))
+            visits, home = attention_passes(w) + 1, home * parts / (parts - 1)
+        there, back = _OPERATIONS[way]
+        for operation, each, repeats in ((there, sent, visits), (back, home, 1)):
+            found = total.setdefault((way, operation), [0.0, 0.0])
+            found[0] += w.accumulation * count * repeats * each
+            found[1] += w.accumulation * count * repeats * times
+    for (way, operation), (all_sent, often) in total.items():
+        yield Exchange(way, operation, ("seq",), all_sent, int(often))
     sent = 2.0 * w.accumulation * w.tokens_here * w.config.d_model * w.compute
     yield Exchange("order of tokens", "permute", ("seq",), sent, 4 * w.accumulation)
+
+
+# Keys and values there, and their gradients back.
+_OPERATIONS: dict[str, tuple[Operation, Operation]] = {
+    "halo": ("permute", "permute"),
+    "ring": ("ring", "ring"),
+    "gather": ("all-gather", "reduce-scatter"),
+}
 
 
 def _experts(w: Workload, ragged: bool) -> Iterator[Exchange]:
