@@ -30,7 +30,7 @@ _CHUNK_LOGITS = 2**22
 # In the names of a program's operations: whoever reads one can tell these loops.
 SCOPE = "token_scores"
 _LEAST_ROWS = {"cpu": 64}
-_LEAST_ROWS_ON_ACCELERATORS = 512
+LEAST_ROWS_ON_ACCELERATORS = 512
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +83,7 @@ def token_scores(
 
 def default_chunk(vocab_size: int) -> int:
     """Positions taken at a time on this platform; of 262 144 entries 64 MiB on CPU, else 512 MiB."""
-    least = _LEAST_ROWS.get(platform(), _LEAST_ROWS_ON_ACCELERATORS)
+    least = _LEAST_ROWS.get(platform(), LEAST_ROWS_ON_ACCELERATORS)
     return max(least, _CHUNK_LOGITS // vocab_size)
 
 

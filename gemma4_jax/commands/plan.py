@@ -2,6 +2,9 @@
 
 MODEL is a preset, a Hugging Face config.json, or a folder that holds one. Times are limits that nothing
 can beat, not predictions: no communication, nothing lost.
+
+With --topology it plans a run on that machine: memory of a device by part, what devices exchange, the limits
+and a predicted step, and which meshes fit.
 """
 
 from __future__ import annotations
@@ -9,18 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemma4_jax.commands import plan_machine
+from gemma4_jax.commands.columns import gib, grouped, table
 from gemma4_jax.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from gemma4_jax.config import ModelConfig
     from gemma4_jax.model.cache import Compression
-    from gemma4_jax.plan import Plan
-
-_GIB = 2**30
+    from gemma4_jax.plan.model import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,23 +35,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of a training sequence, and of a conversation that is decoded (default: 8192)",
     )
     parser.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="sequences decoded together (default: 1)"
+        "--batch",
+        type=int,
+        metavar="N",
+        help="sequences decoded together (default: 1); with --topology: rows of a step (DPO: pairs)",
     )
     parser.add_argument(
         "--dtype",
-        default="bfloat16",
         metavar="NAME",
         help="float32, bfloat16 or float16: weights and cache in decoding (default: bfloat16)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, all in bytes")
+    plan_machine.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Plan and print."""
-    from gemma4_jax.plan import make_plan
+    from gemma4_jax.plan.model import make_plan
 
+    plan_machine.check_words(arguments)
     config = find_config(arguments.model)
-    plan = make_plan(config, arguments.context, arguments.batch, arguments.dtype)
+    if arguments.topology:
+        print(plan_machine.page(config, arguments))
+        return
+    batch = 1 if arguments.batch is None else arguments.batch
+    plan = make_plan(config, arguments.context, batch, arguments.dtype or "bfloat16")
     print(json.dumps(plan.as_dict()) if arguments.json else render(plan))
 
 
@@ -115,15 +125,15 @@ def _parameters(plan: Plan) -> str:
         "norms, scalars": parameters.norms,
     }
     rows = [
-        (name, _grouped(count), f"{count / parameters.total:6.1%}")
+        (name, grouped(count), f"{count / parameters.total:6.1%}")
         for name, count in names.items()
         if count
     ]
-    rows.append(("total", _grouped(parameters.total), ""))
-    rows.append(("outside the tables", _grouped(parameters.effective), ""))
+    rows.append(("total", grouped(parameters.total), ""))
+    rows.append(("outside the tables", grouped(parameters.effective), ""))
     if plan.config.moe:
-        rows.append(("active per token", _grouped(plan.active), ""))
-    return _table(("parameters", "", "share"), rows)
+        rows.append(("active per token", grouped(plan.active), ""))
+    return table(("parameters", "", "share"), rows)
 
 
 def _flops(plan: Plan) -> str:
@@ -140,19 +150,19 @@ def _flops(plan: Plan) -> str:
     rows.append(("backward", f"{plan.flops.backward / 1e9:.3f}", ""))
     rows.append(("training step", f"{plan.flops.training / 1e9:.3f}", ""))
     head = ("GFLOP per token", f"sequence of {plan.context}", f"decoding at {plan.context}")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _memory(plan: Plan) -> str:
     training = plan.training
     rows = [
-        (f"weights to decode with, {plan.dtype}", _gib(plan.weights)),
-        ("training, float32: weights", _gib(training["weights"])),
-        ("  gradients", _gib(training["gradients"])),
-        ("  AdamW's two moments", _gib(training["optimizer"])),
-        ("  together, activations left out", _gib(training["total"])),
+        (f"weights to decode with, {plan.dtype}", gib(plan.weights)),
+        ("training, float32: weights", gib(training["weights"])),
+        ("  gradients", gib(training["gradients"])),
+        ("  AdamW's two moments", gib(training["optimizer"])),
+        ("  together, activations left out", gib(training["total"])),
     ]
-    return _table(("memory", "GiB"), rows)
+    return table(("memory", "GiB"), rows)
 
 
 def _caches(plan: Plan) -> str:
@@ -170,9 +180,9 @@ def _caches(plan: Plan) -> str:
         )
     ]
     for tokens in next(iter(plan.caches.values())):
-        sizes = (_gib(plan.caches[name][tokens]) for name in kept.values())
+        sizes = (gib(plan.caches[name][tokens]) for name in kept.values())
         rows.append((f"GiB at {tokens} tokens", *sizes))
-    return _table((f"cache of a sequence, {plan.dtype}", *kept), rows)
+    return table((f"cache of a sequence, {plan.dtype}", *kept), rows)
 
 
 def _limits(plan: Plan) -> str:
@@ -198,26 +208,4 @@ def _limits(plan: Plan) -> str:
         f"decoding {plan.batch} x {plan.context} tokens, training on sequences of {plan.context}; "
         "chips: fewest that hold weights and caches, or training state"
     )
-    return _table(head, rows) + "\n" + note
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns two spaces apart; the first to the left, the others to the right."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _gib(size: int) -> str:
-    gib = size / _GIB
-    return f"{gib:.3f}" if gib >= 0.001 else f"{gib:.1e}"
-
-
-def _grouped(count: int) -> str:
-    return f"{count:,}".replace(",", " ")
+    return table(head, rows) + "\n" + note

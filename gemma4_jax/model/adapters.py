@@ -40,6 +40,13 @@ _TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 TARGETS = tuple(_TARGETS)
+# (module, matrix) -> target.
+_TARGET_OF = {
+    (module, name): target
+    for target, modules in _TARGETS.items()
+    for module, names in modules.items()
+    for name in names
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,24 +101,22 @@ class Matrix:
         return shapes | ({"magnitude": (*stack, *outputs)} if lora.dora else {})
 
 
+def matrix_at(path: tuple[str, ...], shape: tuple[int, ...]) -> Matrix | None:
+    """The parameter there, if it is a matrix of a target."""
+    module, name = path[-2:] if len(path) > 1 else ("", *path)
+    target = _TARGET_OF.get((module, name))
+    if target is None:
+        return None
+    layers = 2 if path[0].startswith("segment_") else 0
+    lead = layers + (target == "experts")
+    return Matrix(path, target, shape, layers, lead, inputs=2 if path[-1] == "o_proj" else 1)
+
+
 @functools.cache
 def matrices(config: ModelConfig) -> tuple[Matrix, ...]:
     """Every matrix of a model that belongs to a target, in the order of the parameter tree."""
-    targets = {
-        (module, name): target
-        for target, modules in _TARGETS.items()
-        for module, names in modules.items()
-        for name in names
-    }
-    found = []
-    for path, leaf in _leaves(abstract_params(config)):
-        target = targets.get(path[-2:])
-        if target is not None:
-            layers = 2 if path[0].startswith("segment_") else 0
-            lead = layers + (target == "experts")
-            inputs = 2 if path[-1] == "o_proj" else 1
-            found.append(Matrix(path, target, leaf.shape, layers, lead, inputs))
-    return tuple(found)
+    found = (matrix_at(path, leaf.shape) for path, leaf in _leaves(abstract_params(config)))
+    return tuple(matrix for matrix in found if matrix is not None)
 
 
 def adapted_matrices(config: ModelConfig, lora: LoRA) -> tuple[Matrix, ...]:

@@ -22,9 +22,9 @@ from gemma4_jax.model.rope import Rotation, rotate_pairs
 from gemma4_jax.model.visibility import EMPTY, TokenFacts, visible
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-# Above so many scores per head, queries are taken in chunks of _QUERY_CHUNK and rematerialised backward.
-_DENSE_SCORES = 1024 * 1024
-_QUERY_CHUNK = 512
+# Above so many scores per head, queries are taken in chunks of QUERY_CHUNK and rematerialised backward.
+DENSE_SCORES = 1024 * 1024
+QUERY_CHUNK = 512
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +85,7 @@ def attend(
     nearby = own_row and not media and facts.branch is None and config.bidirectional != "all"
     if window and nearby and tokens > 2 * window:
         return window_attention(q, kv, facts, window)
-    if tokens * keys <= _DENSE_SCORES or tokens <= _QUERY_CHUNK:
+    if tokens * keys <= DENSE_SCORES or tokens <= QUERY_CHUNK:
         return dense_attention(config, q, kv, facts, window)
     return _chunked_attention(config, q, kv, facts, window)
 
@@ -118,12 +118,12 @@ def dense_attention(
 def _chunked_attention(
     config: ModelConfig, q: Array, kv: KeyValues, facts: TokenFacts, window: int | None
 ) -> Array:
-    """dense_attention, `_QUERY_CHUNK` queries at a time; the backward pass recomputes each chunk."""
+    """dense_attention, `QUERY_CHUNK` queries at a time; the backward pass recomputes each chunk."""
     tokens = q.shape[1]
     index = jnp.broadcast_to(facts.index, (q.shape[0], tokens))
     facts = dataclasses.replace(facts, index=index)
-    split = (_pad_tokens(leaf, -tokens % _QUERY_CHUNK) for leaf in (q, facts))
-    chunks = jax.tree.map(lambda leaf: _blocks(leaf, _QUERY_CHUNK).swapaxes(0, 1), tuple(split))
+    split = (_pad_tokens(leaf, -tokens % QUERY_CHUNK) for leaf in (q, facts))
+    chunks = jax.tree.map(lambda leaf: _blocks(leaf, QUERY_CHUNK).swapaxes(0, 1), tuple(split))
 
     @jax.checkpoint
     def one(chunk: tuple[Array, TokenFacts]) -> Array:

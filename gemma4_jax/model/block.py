@@ -28,7 +28,7 @@ from gemma4_jax.model.moe import MoE
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.rope import Rotation, rotate
 from gemma4_jax.model.visibility import TokenFacts
-from gemma4_jax.model.weights import project
+from gemma4_jax.model.weights import PRODUCT, project
 
 Lent = dict[str, KeyValues | Held]  # K/V of the lending layers, by layer kind
 
@@ -310,7 +310,7 @@ class PatternBlock(nn.Module):
         if self.remat != "none":
             policy = None
             if self.remat == "dots":
-                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+                policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
             # Inside a loop nothing can be merged with the forward pass anyway.
             once = self.segment.repeats * run.length == 1
             target = nn.remat(target, policy=policy, prevent_cse=once)

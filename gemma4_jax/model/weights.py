@@ -20,7 +20,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
+
+# What `jax.checkpoint` policies know the results of products with parameters by.
+PRODUCT = "product"
 
 Quantization = Literal["int8", "nf4"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "nf4")
@@ -149,7 +153,8 @@ def project(x: Array, weight: Weight, equation: str, dtype: Any) -> Array:
     inputs = "".join(letter for letter in right if letter not in result)
     if not isinstance(weight, Adapted):
         matrix = weight.values() if isinstance(weight, Quantized) else weight
-        return _product(equation, inputs, dtype, x, matrix)
+        # By its name, since a policy does not see into a function with a gradient of its own.
+        return checkpoint_name(_product(equation, inputs, dtype, x, matrix), PRODUCT)
     outputs = "".join(letter for letter in right if letter in result)
     kept = "".join(letter for letter in left if letter not in inputs)
     a, b = weight.lora_a.astype(dtype), weight.lora_b.astype(dtype)

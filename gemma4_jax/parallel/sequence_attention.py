@@ -36,7 +36,7 @@ from gemma4_jax.parallel.zigzag import SEQ, check_tokens
 from gemma4_jax.sharding import BATCH, current_mesh, rows_over, spec
 
 # Queries and keys of one pair of tiles: 512 x 512 float32 scores are 1 MiB a head.
-_TILE = 512
+TILE = 512
 # Soft tokens of the largest image budget: how far a media block may reach to the right of one of its tokens. Of
 # a longer block, what is further away than this is not seen; whoever makes the blocks has to bound them.
 MEDIA_BLOCK = 1120
@@ -142,8 +142,8 @@ def _how(
         left=left,
         right=right,
         causal=not two_sided and not media,
-        # As few tiles as `_TILE` allows, of equal size.
-        tile=-(-chunk // -(-chunk // _TILE)),
+        # As few tiles as `TILE` allows, of equal size.
+        tile=-(-chunk // -(-chunk // TILE)),
     )
 
 

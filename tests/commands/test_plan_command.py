@@ -1,12 +1,20 @@
 """`gemma4 plan`: presets, config.json, folders; text and JSON."""
 
 import json
+import sys
 
 import pytest
 
+from gemma4_jax.commands.plan_compiled import compile_ahead
+from gemma4_jax.errors import UserError
 from gemma4_jax.hf_config import config_to_hf
-from gemma4_jax.plan import count_parameters, make_plan
+from gemma4_jax.plan.memory import bytes_by_part, peak
+from gemma4_jax.plan.model import count_parameters, make_plan
+from gemma4_jax.plan.speed import step_time
+from gemma4_jax.plan.traffic import exchanges
+from gemma4_jax.plan.workload import Workload, sizes_of
 from gemma4_jax.presets import PRESETS, preset
+from gemma4_jax.topology import parse
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -69,3 +77,100 @@ def test_mistakes_are_one_line(complaint, tmp_path):
         line = complaint("plan", *words)
         for part in parts:
             assert part in line
+
+
+MACHINE = ("plan", "12b", "--topology", "h100-8", "--batch", "16")
+
+
+def test_a_page_for_a_machine(run):
+    result = run(*MACHINE, "--mesh", "fsdp=4,tensor=2", "--top", "2")
+    assert result.code == 0 and result.err == ""
+    for part in (
+        "8 devices of 74.506 GiB, 1 hosts",
+        "mesh fsdp=4,tensor=2",
+        "tensor sums",
+        "reduce-scatter",
+        "MFU",
+        "None of it was measured",
+        "of 35 meshes",
+    ):
+        assert part in result.out
+    assert max(map(len, result.out.splitlines())) <= 125
+
+
+def test_json_of_a_machine_is_the_arithmetic(run):
+    found = json.loads(run(*MACHINE, "--mesh", "fsdp=8", "--remat", "dots", "--json").out)
+    chosen = found["chosen"]
+    work = Workload(
+        config=preset("12b"),
+        tokens=8192,
+        rows=16,
+        sizes=sizes_of({"fsdp": 8}),
+        remat="dots",
+        accumulation=chosen["accumulation"],
+    )
+    parts = bytes_by_part(work)
+    assert chosen["memory"] == {**parts, "peak": peak(parts)}
+    assert [e["sent"] for e in chosen["traffic"]] == [e.sent for e in exchanges(work)]
+    assert chosen["time"]["step"] == step_time(work, parse("h100-8")).step
+    assert found["search"]["fit"] and found["compiled"] is None
+
+
+def test_decoding_and_adapters_on_a_machine(run):
+    out = run("plan", "31b", "--topology", "v5e-16", "--task", "decode", "--batch", "8").out
+    assert "decoding, 8 conversations of 8192 tokens, parameters bfloat16" in out
+    assert "cache" in out and "gradients" not in out
+    out = run("plan", "e2b", "--topology", "v5e-8", "--lora", "16", "--base", "nf4").out
+    assert "adapters of rank 16" in out and "base nf4" in out
+
+
+PROGRAM = """
+import json, sys
+words = sys.argv[1:]
+print("a line of the compiler", file=sys.stderr)
+if "--topology" in words and "v5p-16" in words:
+    print("error: out of memory", file=sys.stderr)
+    raise SystemExit(2)
+print(json.dumps({"words": words}))
+"""
+
+
+def test_the_program_that_compiles_is_given_the_plan(tmp_path):
+    """A stand-in that says what it was asked; the real one is train/ahead.py."""
+    program = tmp_path / "ahead.py"
+    program.write_text(PROGRAM)
+    work = Workload(
+        config=preset("31b"), tokens=4096, rows=8, sizes=sizes_of({"fsdp": 4}), accumulation=2
+    )
+    words = compile_ahead(work, parse("v5p-8"), "31b", (sys.executable, str(program)))["words"]
+    told = (
+        "sft 31b --topology v5p-8 --seq 4096 --batch 8 --mesh fsdp=4 --remat full --accumulation 2 "
+        "--lora 0 --json"
+    )
+    assert " ".join(words) == told
+    with pytest.raises(UserError, match="out of memory"):
+        compile_ahead(work, parse("v5p-16"), "31b", (sys.executable, str(program)))
+    with pytest.raises(UserError, match="h100-8 is none"):
+        compile_ahead(work, parse("h100-8"), "31b")
+    with pytest.raises(UserError, match="run this in a clone"):
+        compile_ahead(work, parse("v5p-8"), "31b", (sys.executable, "-m", "no.such.program"))
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--topology", "v5p-100"), "nearest"),
+        (("--seq", "4096"), "say which: --topology"),
+        (("--topology", "v5e-8", "--context", "64"), "is called --seq"),
+        (("--topology", "v5e-8", "--mesh", "fsdp"), "write it like fsdp=16,seq=4"),
+        (("--topology", "v5e-8", "--mesh", "fsdp=16"), "needs 16 devices, v5e-8 has 8"),
+        (("--topology", "v5e-8", "--mesh", "rows=2"), "unknown mesh axis"),
+        (("--topology", "v5e-8", "--remat", "full"), "goes with --mesh"),
+        (("--topology", "v5e-8", "--base", "nf4"), "add --lora"),
+        (("--topology", "v5e-8", "--task", "grpo"), "unknown --task 'grpo'"),
+        (("--topology", "v5e-8", "--optimizer", "adam"), "did you mean 'adamw'?"),
+        (("--topology", "v5e-8", "--lora", "0"), "at least 1"),
+    ],
+)
+def test_mistakes_about_machines(complaint, words, part):
+    assert part in complaint("plan", "12b", *words)

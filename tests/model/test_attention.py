@@ -46,8 +46,8 @@ def test_window_blocks_equal_dense(tokens, window, segmented):
 
 
 def test_chunked_queries_equal_dense(monkeypatch):
-    monkeypatch.setattr(attention, "_DENSE_SCORES", 64)
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", 16)
+    monkeypatch.setattr(attention, "DENSE_SCORES", 64)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 16)
     rng = np.random.default_rng(0)
     q = jnp.asarray(rng.normal(size=(2, 41, 4, 8)), jnp.float32)
     k, v = (jnp.asarray(rng.normal(size=(2, 41, 2, 8)), jnp.float32) for _ in range(2))
@@ -106,8 +106,8 @@ def test_every_form_knows_branches(monkeypatch):
     kv = KeyValues(v, facts, k)
     for chunked in (False, True):
         if chunked:
-            monkeypatch.setattr(attention, "_DENSE_SCORES", 64)
-            monkeypatch.setattr(attention, "_QUERY_CHUNK", 16)
+            monkeypatch.setattr(attention, "DENSE_SCORES", 64)
+            monkeypatch.setattr(attention, "QUERY_CHUNK", 16)
         for window in (None, 6):
             plain = dense_attention(CONFIG, q, kv, facts, window)
             np.testing.assert_allclose(attend(CONFIG, q, kv, facts, window), plain, atol=1e-5)

@@ -144,7 +144,7 @@ def cut_attend(config, q, kv, facts, window, parts, whole=None):
 
 def both_ways(case: Case, monkeypatch, dtype=jnp.float32):
     """Outputs and gradients of the cut rows, and of the reference in float32."""
-    monkeypatch.setattr(sequence_attention, "_TILE", case.tile)
+    monkeypatch.setattr(sequence_attention, "TILE", case.tile)
     monkeypatch.setattr(sequence_attention, "MEDIA_BLOCK", case.media)
     config, facts, parts = config_of(case), facts_of(case.facts), case.mesh["seq"]
     q, kv, weights = arrays_of(case, dtype)
@@ -428,7 +428,7 @@ def test_a_gather_gathers_once_each_way():
 
 def test_what_a_device_holds_does_not_grow_with_the_row(monkeypatch):
     """The same shard of a row twice as long: neither gathered K/V nor [T/P, T/P] scores are there."""
-    monkeypatch.setattr(sequence_attention, "_TILE", 128)
+    monkeypatch.setattr(sequence_attention, "TILE", 128)
     ring, gather = Case({}, whole="ring"), Case({}, whole="gather")
 
     def held(case, parts, shard):

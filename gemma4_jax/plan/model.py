@@ -1,15 +1,16 @@
-"""What a model costs before anything runs: parameters, FLOPs, memory, cache, and the limits of hardware.
+"""What a model costs on any machine: parameters, FLOPs, memory, cache, and the limits of one kind of chip.
 
 Everything follows from the configuration by arithmetic. Parameters and cache bytes are exact; FLOPs count
 matrix products (2 per multiply-add) and attention, not norms, softmax and activation functions (under 1 %).
 Times are limits: nothing lost, no communication, weights split evenly over chips. Not here: activations,
-meshes and collectives; measured times.
+meshes and collectives (the other files of this package); measured times.
 
 Letters: D d_model, L layers, N query heads, H head dim, F feed-forward, E experts, A active experts,
 V vocabulary, P per-layer-input width, W window.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,7 @@ class Parameters:
         return self.total - self.token_table - self.per_layer_table
 
 
+@functools.cache
 def count_parameters(config: ModelConfig) -> Parameters:
     """Parameters of every part."""
     d, p, n = config.d_model, config.per_layer_input_width, config.num_layers
@@ -105,6 +107,7 @@ class Flops:
         return self.forward + self.backward
 
 
+@functools.cache
 def sequence_flops(config: ModelConfig, tokens: int) -> Flops:
     """FLOPs per token of one causal pass over `tokens` tokens, averaged over them."""
 
@@ -115,6 +118,7 @@ def sequence_flops(config: ModelConfig, tokens: int) -> Flops:
     return _flops(config, {layer: keys(layer) for layer in config.layers})
 
 
+@functools.cache
 def decode_flops(config: ModelConfig, context: int) -> Flops:
     """FLOPs of one new token that is the last of `context`."""
 

@@ -16,7 +16,7 @@ from gemma4_jax.config import SLIDING
 from gemma4_jax.errors import UserError
 from gemma4_jax.model.cache import COMPRESSIONS, init_cache
 from gemma4_jax.model.transformer import Transformer, abstract_params, num_params
-from gemma4_jax.plan import (
+from gemma4_jax.plan.model import (
     active_parameters,
     cache_bytes,
     count_parameters,
