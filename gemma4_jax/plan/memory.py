@@ -123,10 +123,11 @@ def _optimizer(leaves: Iterable[Leaf], sizes: tuple[int, ...], name: Optimizer) 
         return 2 * _held(leaves, sizes, 4) + _COUNTERS
     if name == "muon":
         # One momentum for projections, routers' excepted, and AdamW's two for all else.
-        matrices, others = [], []
+        matrices: list[Leaf] = []
+        others: list[Leaf] = []
         for leaf in leaves:
-            name = leaf.path[-1]
-            mine = name.endswith("_proj") and name != "router_proj"
+            last = leaf.path[-1]
+            mine = last.endswith("_proj") and last != "router_proj"
             (matrices if mine else others).append(leaf)
         return _held(matrices, sizes, 4) + 2 * _held(others, sizes, 4) + _COUNTERS
     total = _COUNTERS
