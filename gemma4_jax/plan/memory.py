@@ -123,10 +123,11 @@ def _optimizer(leaves: Iterable[Leaf], sizes: tuple[int, ...], name: Optimizer) 
         return 2 * _held(leaves, sizes, 4) + _COUNTERS
     if name == "muon":
         # One momentum for projections, routers' excepted, and AdamW's two for all else.
-        matrices, others = [], []
+        matrices: list[Leaf] = []
+        others: list[Leaf] = []
         for leaf in leaves:
-            name = leaf.path[-1]
-            mine = name.endswith("_proj") and name != "router_proj"
+            last = leaf.path[-1]
+            mine = last.endswith("_proj") and last != "router_proj"
             (matrices if mine else others).append(leaf)
         return _held(matrices, sizes, 4) + 2 * _held(others, sizes, 4) + _COUNTERS
     total = _COUNTERS
@@ -287,11 +288,14 @@ def _loss(w: Workload) -> int:
 
 
 def _lookup(w: Workload) -> int:
-    """What `collectives.look_up` makes: columns of the tokens' rows, before and after they are exchanged; where
-    the table is cut along its rows, as the per-layer one is, rows of the tokens of all that share it."""
-    c, slices = w.config, w.gathered_over
-    per_layer = c.num_layers * c.per_layer_input_width * (slices + 1 if slices > 1 else 1)
-    return w.tokens_here * (2 * c.d_model + per_layer) * w.held
+    """What `collectives.look_up` makes, in the type of products.
+
+    Columns of the tokens' rows, before and after they are exchanged. Where the table is cut along its rows, as the
+    per-layer one is: rows on their way around the devices that share it, twice, and those that a device adds.
+    """
+    c = w.config
+    per_layer = c.num_layers * c.per_layer_input_width * (3 if w.gathered_over > 1 else 1)
+    return w.tokens_here * (2 * c.d_model + per_layer) * w.compute
 
 
 def _cache(w: Workload) -> int:

@@ -255,7 +255,7 @@ def _sequence(w: Workload) -> Iterator[Exchange]:
     """Keys and values forward and backward, and their gradients home in float32. Hidden states change their
     order at the end, ints at the start.
 
-    Where a layer is computed again, the ring goes round again; halos and gathers are those of the backward pass.
+    Where a layer is computed again, the ring goes round again; halos and gathers serve its backward pass too.
     """
     parts = w.mesh["seq"]
     total: dict[tuple[str, Operation], list[float]] = {}

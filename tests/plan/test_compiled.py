@@ -118,25 +118,20 @@ def as_cpu_does(work):
 def test_bytes_sent_are_those_of_the_compiled_step(case):
     work, program = compiled(case)
     found, expected = sent_bytes(work, program.as_text()), as_cpu_does(work)
-    print(
-        case, {o: (round(expected.get(o, 0)), round(found.get(o, 0))) for o in {*found, *expected}}
-    )
     total = sum(found.values())
-    assert 0.9 * total <= sum(expected.values()) <= 1.15 * total
+    assert 0.95 * total <= sum(expected.values()) <= 1.05 * total
     for operation, sent in expected.items():
         if sent > 0.05 * total:
-            assert 0.8 * found[operation] <= sent <= 1.25 * found[operation], operation
+            assert 0.9 * found[operation] <= sent <= 1.1 * found[operation], operation
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_state_is_exact_and_the_rest_within_a_factor(case):
+    """The rest is meant for models whose layers are larger than a chunk of logits."""
     work, program = compiled(case)
     parts, analysis = bytes_by_part(work), program.memory_analysis()
     state = parts["weights"] + parts["optimizer"]
-    print(
-        case,
-        state,
-        analysis.argument_size_in_bytes,
-        peak(parts) - state,
-        analysis.temp_size_in_bytes,
-    )
+    # Beside it a step is given its batch, of five numbers a token at most, and counters.
+    batch = 5 * 4 * work.tokens_here + 256
+    assert state < analysis.argument_size_in_bytes <= state + batch
+    assert 0.9 <= (peak(parts) - state) / analysis.temp_size_in_bytes <= 1.65
