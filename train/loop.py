@@ -21,6 +21,7 @@ from gemma4_jax import checkpoint
 from gemma4_jax.build import Model, build
 from gemma4_jax.distributed import is_main, on_this_host, roster
 from gemma4_jax.errors import UserError
+from gemma4_jax.parallel.kernels import describe as describe_kernels
 from train import metrics, samples
 from train.checkpointer import BEST, Checkpointer
 from train.data.pipeline import Batches, Source, iterate
@@ -111,6 +112,7 @@ def _fit(task: Task) -> int:
     with Interrupts(several) as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
             reporter.line(f"step {done} of {total}, in {workdir.path}, {describe(mesh, state)}")
+            reporter.line(describe_kernels(jax.default_backend()))
             window = metrics.Window(
                 training_flops(task.start.config, task.source.length, forwards=task.forwards),
                 1e12 * config.run.peak_tflops or peak_flops(jax.devices()[0].device_kind),

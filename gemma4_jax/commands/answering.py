@@ -70,6 +70,25 @@ def add_flags(
         metavar="NAME",
         help="float32, bfloat16 or float16: parameters and computation (default: float32)",
     )
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="spread the model over devices: tensor=4, or expert=2,tensor=-1 (-1: all that are left)",
+    )
+
+
+def open_model(arguments: argparse.Namespace) -> Model:
+    """The model of the folder that was named, on the mesh that was asked for."""
+    from gemma4_jax.checkpoint import load
+
+    if arguments.mesh is None:
+        return load(arguments.model, dtype=arguments.dtype)
+    import jax
+
+    from gemma4_jax.sharding import make_mesh, read_sizes
+
+    mesh = make_mesh(read_sizes(arguments.mesh, jax.device_count()))
+    return load(arguments.model, dtype=arguments.dtype, mesh=mesh)
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gemma4_jax.commands.answering import add_flags, answer, is_chat_model, options, prepare
+from gemma4_jax.commands.answering import (
+    add_flags,
+    answer,
+    is_chat_model,
+    open_model,
+    options,
+    prepare,
+)
 from gemma4_jax.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -37,12 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, then answer line by line."""
-    from gemma4_jax.checkpoint import load
     from gemma4_jax.compiled_programs import keep_compiled_programs
     from gemma4_jax.sample.sampler import Sampler
 
     keep_compiled_programs()
-    model = load(arguments.model, dtype=arguments.dtype)
+    model = open_model(arguments)
     if not is_chat_model(model):
         raise UserError(
             f"{arguments.model} is no chat model (no tokenizer with turn tokens); "

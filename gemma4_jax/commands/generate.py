@@ -9,7 +9,14 @@ import argparse
 import json
 import sys
 
-from gemma4_jax.commands.answering import add_flags, answer, is_chat_model, options, prepare
+from gemma4_jax.commands.answering import (
+    add_flags,
+    answer,
+    is_chat_model,
+    open_model,
+    options,
+    prepare,
+)
 from gemma4_jax.errors import UserError
 
 
@@ -33,14 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
             f"{flag} belongs to the chat format, which --raw leaves out; drop one of them"
         )
 
-    from gemma4_jax.checkpoint import load
     from gemma4_jax.commands.display import Display
     from gemma4_jax.compiled_programs import keep_compiled_programs
     from gemma4_jax.sample.sampler import Sampler
     from gemma4_jax.text.parse import parse
 
     keep_compiled_programs()
-    model = load(arguments.model, dtype=arguments.dtype)
+    model = open_model(arguments)
     if model.tokenizer is None:
         raise UserError(
             f"{arguments.model} has no tokenizer; put a tokenizer.json or tokenizer.model in it"

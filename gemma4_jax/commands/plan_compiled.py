@@ -1,7 +1,7 @@
-"""The step compiled for the machine, by `python -m train.ahead` in a process of its own.
+"""The step compiled for the machine, in a process of its own: its environment is that of libtpu.
 
-That program needs the run's own code, which is in a clone and not in the wheel: this library does not import
-it, and says so where there is none.
+A training step by `python -m train.ahead`, which is in a clone and not in the wheel: this library does not
+import it, and says so where there is none. A step of decoding by `python -m gemma4_jax.sample.ahead`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ if TYPE_CHECKING:
     from gemma4_jax.plan.workload import Workload
     from gemma4_jax.topology import Topology
 
-_PROGRAM = "train.ahead"
+_TRAINING, _DECODING = "train.ahead", "gemma4_jax.sample.ahead"
 
 
 def compile_ahead(
     workload: Workload,
     topology: Topology,
     model: str,
-    program: Sequence[str] = (sys.executable, "-m", _PROGRAM),
+    program: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the program prints: seconds to lower and compile, bytes of a device, collectives.
 
-    model: as the user named it. Raises UserError without a clone, for machines that libtpu does not describe,
-    and with the program's last line if it fails.
+    model: as the user named it. program: in the place of those two. Raises UserError without a clone, for
+    machines that libtpu does not describe, and with the program's last line if it fails.
     """
     if topology.libtpu_name is None:
         raise UserError(
             f"--compile is for TPU slices of whole hosts, which libtpu describes; {topology.name} is none"
         )
+    program = program or (sys.executable, "-m", _TRAINING if workload.trains else _DECODING)
     if program[-2] == "-m" and not _there(program[-1]):
         raise UserError(
             f"--compile runs python -m {program[-1]}, which is not here: run this in a clone"
@@ -44,16 +45,21 @@ def compile_ahead(
     mesh = ",".join(f"{axis}={size}" for axis, size in workload.mesh.items() if size > 1)
     words = [
         *program,
-        *(workload.task, model),
+        *((workload.task, model) if workload.trains else (model,)),
         *("--topology", topology.name),
         *("--seq", str(workload.tokens)),
         *("--batch", str(workload.rows)),
         *("--mesh", mesh or "data=1"),
-        *("--remat", workload.remat),
-        *("--accumulation", str(workload.accumulation)),
-        *("--lora", str(workload.lora.rank if workload.lora else 0)),
-        "--json",
     ]
+    if workload.trains:
+        words += [
+            *("--remat", workload.remat),
+            *("--accumulation", str(workload.accumulation)),
+            *("--lora", str(workload.lora.rank if workload.lora else 0)),
+        ]
+    else:
+        words += ["--compression", workload.compression]
+    words.append("--json")
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

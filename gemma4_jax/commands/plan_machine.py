@@ -277,7 +277,7 @@ def _times(chosen: Workload, topology: Topology) -> str:
         table(("time of a step", "limit", "predicted"), rows)
         + f"\npredicted: {time.tokens_per_second:,.0f} tokens/s, {per_chip:,.0f} a chip, MFU {time.mfu:.1%}"
         + f"\nassumed: products at {a.products:.0%} of the peak, with experts {a.grouped:.0%}, attention "
-        f"{a.attention:.0%} (no kernel),"
+        f"{a.attention:.0%},"
         f"\nmemory and links at {a.bandwidth:.0%}; a step is the longest of products, memory and exchanges "
         "beside them,\nand then the exchanges waited for. None of it was measured."
     )

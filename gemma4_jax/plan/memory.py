@@ -80,17 +80,23 @@ def trained(config: ModelConfig, lora: LoRA | None) -> tuple[Leaf, ...]:
 def weight_bytes(workload: Workload) -> int:
     """Of the parameters on one device, adapters included."""
     w = workload
-    return _weights(w.config, w.sizes, w.lora, w.base, w.held)
+    return _weights(w.config, w.sizes, w.lora, w.base, w.held, not w.trains)
 
 
 @functools.lru_cache(maxsize=4096)
 def _weights(
-    config: ModelConfig, sizes: tuple[int, ...], lora: LoRA | None, base: str, held: int
+    config: ModelConfig,
+    sizes: tuple[int, ...],
+    lora: LoRA | None,
+    base: str,
+    held: int,
+    decoding: bool,
 ) -> int:
     if base == "none":
-        total = _held(tree.parameters(config), sizes, held)
+        total = _held(tree.parameters(config), sizes, held, decoding)
     else:
-        total = sum(_held([leaf], sizes, each or held) for leaf, each in tree.packed(config, base))
+        packed = tree.packed(config, base)
+        total = sum(_held([leaf], sizes, each or held, decoding) for leaf, each in packed)
     if lora is not None:
         total += _held(tree.adapters(config, lora), sizes, 4)
     return total
@@ -113,8 +119,8 @@ def _state(
     return _State(sum(numbers), max(numbers), _optimizer(leaves, sizes, optimizer))
 
 
-def _held(leaves: Iterable[Leaf], sizes: tuple[int, ...], each: int) -> int:
-    return sum(-(-leaf.size * each // tree.parts(leaf, sizes)) for leaf in leaves)
+def _held(leaves: Iterable[Leaf], sizes: tuple[int, ...], each: int, decoding: bool = False) -> int:
+    return sum(-(-leaf.size * each // tree.parts(leaf, sizes, decoding)) for leaf in leaves)
 
 
 def _optimizer(leaves: Iterable[Leaf], sizes: tuple[int, ...], name: Optimizer) -> int:
@@ -290,8 +296,8 @@ def _loss(w: Workload) -> int:
 def _lookup(w: Workload) -> int:
     """What `collectives.look_up` makes, in the type of products.
 
-    Columns of the tokens' rows, before and after they are exchanged. Where the table is cut along its rows, as the
-    per-layer one is: rows on their way around the devices that share it, twice, and those that a device adds.
+    Columns of the tokens' rows, before and after they are exchanged. Where the table is cut along its rows, as
+    the per-layer one is: rows on their way around the devices that share it, twice, and those that one adds.
     """
     c = w.config
     per_layer = c.num_layers * c.per_layer_input_width * (3 if w.gathered_over > 1 else 1)
@@ -299,19 +305,21 @@ def _lookup(w: Workload) -> int:
 
 
 def _cache(w: Workload) -> int:
-    """Rows are cut as a batch is, heads over `tensor` as far as there are any."""
-    return w.rows_here * sum(
-        slots(layer, w.config, w.tokens)
-        * kv_heads_here(w, layer)
-        * sum(entry_widths(layer, w.compression).values())
-        * w.held
-        for layer in w.config.layers
-        if layer.owns_kv
-    )
+    """Rows are cut as a batch is, heads over `tensor` as far as there are any, positions of full layers over
+    `seq`."""
+    numbers = 0
+    for layer in w.config.layers:
+        if layer.owns_kv:
+            parts = 1 if layer.kind == SLIDING else w.mesh["seq"]
+            held = -(-slots(layer, w.config, w.tokens) // parts)
+            width = sum(entry_widths(layer, w.compression).values())
+            numbers += held * kv_heads_here(w, layer) * width
+    return w.rows_here * numbers * w.held
 
 
 def _token_layer(w: Workload) -> int:
     """One token of every row through one layer, its scores, and gathered weights."""
-    scores = 2 * 4 * w.tokens * w.config.num_heads // w.mesh["tensor"]
+    seen = w.tokens // w.mesh["seq"]
+    scores = 2 * 4 * seen * w.config.num_heads // w.mesh["tensor"]
     gathers = 2 * largest_layer(w.config, w.sizes) * w.held if w.gathered_over > 1 else 0
     return _layer(w) + w.rows_here * scores + gathers

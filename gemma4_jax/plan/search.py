@@ -129,7 +129,6 @@ def _kind(message: str) -> str:
         ("no experts", "expert: the model has none"),
         ("micro-batch", "data x fsdp x expert does not divide the rows"),
         ("equal chunks", "2 x seq does not divide a row"),
-        ("decoding", "seq: decoding does not cut rows"),
         ("kv_heads", "tensor does not divide K/V heads"),
         ("heads", "tensor does not divide heads"),
         ("experts", "expert does not divide the experts"),

@@ -170,7 +170,7 @@ def _keys(w: Workload, layer: LayerConfig) -> tuple[float, float]:
     window, tokens = w.config.window, w.tokens
     sliding = layer.kind == SLIDING
     if not w.trains:
-        return float(min(window, tokens) if sliding else tokens), 0.0
+        return float(min(window, tokens) if sliding else tokens / w.mesh["seq"]), 0.0
     if w.mesh["seq"] > 1:
         tile = min(TILE, tokens // (2 * w.mesh["seq"]))
         # Tiles that touch the band, or half of the row and the diagonal's other half.

@@ -60,6 +60,8 @@ def exchanges(workload: Workload, *, ragged: bool = True) -> list[Exchange]:
         found += [*_gradients(w), *_loss(w)]
         if w.mesh["seq"] > 1:
             found += _sequence(w)
+    elif w.mesh["seq"] > 1:
+        found += _held_positions(w)
     if w.mesh["expert"] > 1:
         found += _experts(w, ragged)
     return [exchange for exchange in found if exchange.sent]
@@ -140,14 +142,15 @@ def _at(sizes: tuple[int, ...], axis: str) -> int:
 def _weights(w: Workload) -> Iterator[Exchange]:
     """Every layer's matrices, in the type of products."""
     each = min(w.held, w.compute) if w.base == "none" else PACKED_BYTES[w.base]
+    cutting = ("fsdp", "expert") if w.trains else ("fsdp",)
     for (over, kind), numbers in _gathered_numbers(w.config, w.sizes).items():
-        axes, parts = _named(w, over)
+        axes, parts = _named(w, tuple(axis for axis in over if axis in cutting))
         if parts > 1:
             times = w.accumulation * _gathers(w, kind)
             sent = times * numbers * each * (parts - 1) / parts
             yield Exchange("weights", "all-gather", axes, sent, times * w.config.num_layers)
     # The token table, for logits; the backward pass finds it kept.
-    axes, parts = _named(w, ("fsdp", "expert"))
+    axes, parts = _named(w, cutting)
     if parts > 1:
         table = w.config.vocab_size // w.mesh["tensor"] * w.config.d_model
         sent = w.accumulation * table * min(w.held, w.compute) * (parts - 1) / parts
@@ -198,7 +201,7 @@ def _gradient_numbers(
 
 def _lookups(w: Workload) -> Iterator[Exchange]:
     """Columns of the tokens' rows to where the tokens are, and gradients back (float32 as the table is)."""
-    axes, parts = _named(w, ("fsdp", "expert"))
+    axes, parts = _named(w, ("fsdp", "expert") if w.trains else ("fsdp",))
     numbers = w.tokens_here * w.config.d_model
     there = float(min(w.held, w.compute))
     back = float(w.held) if w.trains_all else 0.0
@@ -208,9 +211,9 @@ def _lookups(w: Workload) -> Iterator[Exchange]:
         sent = numbers * each * (parts - 1) / parts
         yield Exchange("lookup", "all-to-all", axes, sent, times)
         per_layer = w.tokens_here * w.config.num_layers * w.config.per_layer_input_width
-        # Each slice has whole rows: those of all peers' tokens are summed to where they are wanted.
+        # Each slice has whole rows: what a token gets is summed on its way around all peers.
         sent = per_layer * (parts - 1) * each
-        yield Exchange("lookup", "reduce-scatter", axes, sent, times)
+        yield Exchange("lookup", "permute", axes, sent, times * (parts - 1))
     tensor = w.mesh["tensor"]
     if tensor > 1:
         sent = numbers * each * 2 * (tensor - 1) / tensor
@@ -249,6 +252,15 @@ def _tensor(w: Workload) -> Iterator[Exchange]:
         )
         times = c.num_layers * w.accumulation
         yield Exchange("tensor sums", "all-reduce", ("tensor",), whole * column * w.compute, times)
+
+
+def _held_positions(w: Workload) -> Iterator[Exchange]:
+    """Of every new token, head and full layer: the largest score, the sum of exponentials, weighted values."""
+    parts, heads = w.mesh["seq"], w.config.num_heads // w.mesh["tensor"]
+    layers = [layer for layer in w.config.layers if layer.kind != SLIDING]
+    numbers = w.tokens_here * heads * sum(layer.head_dim + 2 for layer in layers)
+    sent = 2 * (parts - 1) / parts * numbers * 4
+    yield Exchange("positions held elsewhere", "all-reduce", ("seq",), sent, 2 * len(layers))
 
 
 def _sequence(w: Workload) -> Iterator[Exchange]:

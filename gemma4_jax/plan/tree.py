@@ -17,7 +17,7 @@ from gemma4_jax.config import LayerConfig, ModelConfig
 from gemma4_jax.model.adapters import LoRA, Matrix, matrix_at
 from gemma4_jax.model.layout import segments
 from gemma4_jax.model.weights import NF4_BLOCK
-from gemma4_jax.sharding import AXES, spec
+from gemma4_jax.sharding import AXES, DECODING_RULES, RULES, spec
 
 Axes = tuple[str | None, ...]
 
@@ -132,18 +132,22 @@ def abstract_mesh(sizes: tuple[int, ...]) -> AbstractMesh:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def cuts(shape: tuple[int, ...], axes: Axes, sizes: tuple[int, ...]) -> Mapping[str, int]:
+def cuts(
+    shape: tuple[int, ...], axes: Axes, sizes: tuple[int, ...], decoding: bool = False
+) -> Mapping[str, int]:
     """Mesh axis -> the axis of the array that it cuts. UserError where something does not divide."""
     found: dict[str, int] = {}
-    for place, part in enumerate(spec(axes, shape, abstract_mesh(sizes))):
+    rules = DECODING_RULES if decoding else RULES
+    for place, part in enumerate(spec(axes, shape, abstract_mesh(sizes), rules)):
         for name in (part,) if isinstance(part, str) else part or ():
             found[name] = place
     return found
 
 
-def parts(leaf: Leaf, sizes: tuple[int, ...]) -> int:
+def parts(leaf: Leaf, sizes: tuple[int, ...], decoding: bool = False) -> int:
     """In how many different parts a mesh cuts an array."""
-    return math.prod(sizes[AXES.index(name)] for name in cuts(leaf.shape, leaf.axes, sizes))
+    found = cuts(leaf.shape, leaf.axes, sizes, decoding)
+    return math.prod(sizes[AXES.index(name)] for name in found)
 
 
 def _layer(

@@ -116,8 +116,8 @@ class Workload:
 
     @functools.cached_property
     def gathered_over(self) -> int:
-        """Devices that share what is cut along D."""
-        return self.mesh["fsdp"] * self.mesh["expert"]
+        """Devices that share what is cut along D; in decoding, those of `expert` have it whole."""
+        return self.mesh["fsdp"] * (self.mesh["expert"] if self.trains else 1)
 
     @functools.cached_property
     def rows_here(self) -> int:
@@ -161,9 +161,7 @@ def check(workload: Workload) -> None:
             f"{' x '.join(BATCH)} is {workload.row_parts}, which does not divide the {micro} rows of a "
             "micro-batch"
         )
-    if mesh["seq"] > 1 and not workload.trains:
-        raise UserError(f"mesh.seq is {mesh['seq']}: decoding does not cut rows along their tokens")
-    if mesh["seq"] > 1:
+    if mesh["seq"] > 1 and workload.trains:
         check_tokens(workload.tokens, mesh["seq"])
     if not workload.trains and workload.accumulation > 1:
         raise UserError("decoding has no micro-batches")
@@ -174,4 +172,4 @@ def check(workload: Workload) -> None:
     if workload.lora is not None:
         leaves += tree.adapters(config, workload.lora)
     for leaf in leaves:
-        tree.cuts(leaf.shape, leaf.axes, workload.sizes)
+        tree.cuts(leaf.shape, leaf.axes, workload.sizes, not workload.trains)

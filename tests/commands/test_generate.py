@@ -33,6 +33,28 @@ def test_a_message_goes_through_the_chat_format(run, sampler, model_folder):
     assert f"{len(wanted.tokens)} tokens" in result.err and "first token after" in result.err
 
 
+def test_a_model_over_devices_answers_the_same(run, model_folder):
+    alone = run("generate", str(model_folder), "Hello there", *SHORT)
+    spread = run("generate", str(model_folder), "Hello there", *SHORT, "--mesh", "data=4,tensor=-1")
+    assert spread.out == alone.out != ""
+
+
+@pytest.mark.parametrize(
+    ("mesh", "part"),
+    [
+        ("tensors=2", "got 'tensors=2'"),
+        ("tensor=0", "got 'tensor=0'"),
+        ("tensor=2,tensor=2", "at most once"),
+        ("tensor=-1,data=-1", "does not fit the 8 devices"),
+        ("data=3,tensor=-1", "does not fit the 8 devices"),
+        ("tensor=16", "does not fit the 8 devices"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_one_line(run, model_folder, mesh, part):
+    result = run("generate", str(model_folder), "Hello", "--mesh", mesh)
+    assert result.code == 2 and part in result.err and result.err.count("\n") == 1
+
+
 def test_raw_text_is_continued(run, sampler, model_folder):
     result = run("generate", str(model_folder), "Hello there", "--raw", *SHORT)
     (wanted,) = sampler.generate(["Hello there"], max_new_tokens=6)

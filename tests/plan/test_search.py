@@ -163,7 +163,6 @@ def test_an_axis_has_the_links_of_its_dimensions():
         ({"mesh": {"fsdp": 128}}, "does not divide the 64 rows"),
         ({"mesh": {"seq": 8}, "tokens": 1000}, "does not divide rows of 1000 tokens"),
         ({"mesh": {"tensor": 64}}, "does not divide the 32 of axis 'heads'"),
-        ({"mesh": {"seq": 2}, "task": "decode"}, "decoding does not cut rows"),
         ({"mesh": {"tensors": 2}}, "did you mean 'tensor'?"),
         ({"tokens": 300_000}, "from 1 to 262144"),
         ({"rows": 0}, "at least 1"),
