@@ -62,7 +62,8 @@ AnyMesh = Mesh | AbstractMesh
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of the five axes over the first devices; sizes: by axis, 1 where an axis is not named.
 
-    devices: by default those of this run; others are those that programs are compiled for ahead of time.
+    devices: by default those of this run; others are those that programs are compiled for ahead of time. Where
+    they are on several slices, which a slower network joins, `data` goes over slices, or `fsdp` with it.
     """
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
@@ -70,12 +71,31 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if count > len(devices):
         raise UserError(f"the mesh {dict(sizes)} needs {count} devices, there are {len(devices)}")
     devices, types = devices[:count], (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        return Mesh(_over_slices(shape, devices, slices), AXES, axis_types=types)
     try:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
     except NotImplementedError:
         # An axis that is no product of axes of the chips' torus: 16 of 4 x 8 x 8.
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(placed, AXES, axis_types=types)
+
+
+def _over_slices(shape: tuple[int, ...], devices: Sequence[Any], slices: int) -> Any:
+    """Devices in the shape of a mesh: what crosses between slices is a gradient's sum, or `fsdp`'s gathers."""
+    outer = [1] * len(shape)
+    outer[0] = math.gcd(shape[0], slices)
+    outer[1] = slices // outer[0]
+    if shape[1] % outer[1]:
+        raise UserError(
+            f"the devices are {slices} slices: mesh.data x mesh.fsdp must be a multiple of that, they are "
+            f"{shape[0]} and {shape[1]}"
+        )
+    inner = [size // over for size, over in zip(shape, outer, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, allow_split_physical_axes=True
+    )
 
 
 def read_sizes(text: str, devices: int) -> dict[str, int]:

@@ -245,14 +245,12 @@ def _sample(task: Task, state: TrainState, say: Callable[[str], None]) -> None:
     """Answers to the task's prompts, noted; nothing that goes wrong here is worth a run."""
     if not task.prompts:
         return
-    if jax.process_count() > 1:
-        say("no samples: several processes share the model")
-        return
     try:
-        answers = samples.ask(
+        answers = samples.ask(  # by all processes: each has a part of the model
             _model(task, task.whole(state.params)), list(task.prompts), int(state.step)
         )
-        samples.note(task.workdir.samples, answers)
+        if is_main():
+            samples.note(task.workdir.samples, answers)
     except (UserError, OSError) as error:
         say(f"no samples: {error}")
 

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.checkpoint.folders import read_tensors, write_tensors
+from train import samples
 
 from .conftest import sum_pairs, sum_rows, write_rows
 from .helpers import assert_trees_close, start_run
@@ -107,7 +108,8 @@ def assert_same_run(team: Team, name: str, other: str) -> None:
 def test_two_processes_then_one_then_four(repository, model_folder, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
     team = Team(repository, tmp_path, *command("sft", model_folder, data))
-    codes, outputs = team.finish(team.start("alone", 1))
+    asked = "--run.samples", "1"
+    codes, outputs = team.finish(team.start("alone", 1, *asked))
     assert codes == [0], outputs
 
     two = team.start("together", 2)
@@ -124,10 +126,14 @@ def test_two_processes_then_one_then_four(repository, model_folder, tmp_path):
     team.finish(one)
 
     # Two of the four share each row.
-    codes, outputs = team.finish(team.start("together", 4, "--mesh.seq", "2"))
+    codes, outputs = team.finish(team.start("together", 4, "--mesh.seq", "2", *asked))
     assert codes == [0] * 4, outputs
     assert "fsdp 2 x seq 2" in outputs[0]
     assert_same_run(team, "together", "alone")
+    together, alone = (
+        samples.read(tmp_path / name / "samples.jsonl")[-1] for name in ("together", "alone")
+    )
+    assert together == alone and together.step == STEPS and together.texts[0]
 
 
 def test_a_process_that_dies_ends_the_other_and_is_named(repository, model_folder, tmp_path):
