@@ -1,7 +1,7 @@
 """The step compiled for the machine, in a process of its own: its environment is that of libtpu.
 
 A training step by `python -m train.ahead`, which is in a clone and not in the wheel: this library does not
-import it, and says so where there is none. A step of decoding by `python -m gemma4_jax.sample.ahead`.
+import it, and says so where there is none. A step of decoding by `python -m gemma4_jax.commands.decode_ahead`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gemma4_jax.plan.workload import Workload
     from gemma4_jax.topology import Topology
 
-_TRAINING, _DECODING = "train.ahead", "gemma4_jax.sample.ahead"
+_TRAINING, _DECODING = "train.ahead", "gemma4_jax.commands.decode_ahead"
 
 
 def compile_ahead(
