@@ -20,7 +20,7 @@ from gemma4_jax.model.adapters import Quantizer
 from gemma4_jax.model.transformer import abstract_params, logical_axes
 from gemma4_jax.model.weights import QUANTIZATIONS, Quantized
 from gemma4_jax.presets import preset
-from gemma4_jax.sharding import DECODING_RULES, make_mesh, shardings
+from gemma4_jax.sharding import DECODING_RULES, RULES, Rules, make_mesh, shardings
 from tests.checkpoint.conftest import Case
 from tests.checkpoint.folders import copy_folder, random_tensors, write_tensors
 
@@ -36,8 +36,8 @@ def name_of(sizes: dict[str, int]) -> str:
     return "-".join(f"{axis}{size}" for axis, size in sizes.items())
 
 
-def decoding_places(config: Any, mesh: Mesh) -> Any:
-    return shardings(logical_axes(config), abstract_params(config), mesh, DECODING_RULES)
+def places_of(config: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    return shardings(logical_axes(config), abstract_params(config), mesh, rules)
 
 
 def same(found: Any, expected: Any) -> None:
@@ -59,7 +59,7 @@ def test_slices_are_those_of_the_whole(case: Case, sizes: dict[str, int]) -> Non
     model = checkpoint.load(case.folder, mesh=mesh)
     same(model.params, case.model.params)
     places = jax.tree.map(lambda leaf: leaf.sharding, model.params)
-    assert places == decoding_places(case.model.config, mesh)
+    assert places == places_of(case.model.config, mesh, DECODING_RULES)
 
 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
@@ -83,7 +83,7 @@ def test_a_folder_of_ours(case: Case, tmp_path: Path) -> None:
     params = checkpoint.load(tmp_path / "ours", mesh=mesh).params
     same(params, case.model.params)
     places = jax.tree.map(lambda leaf: leaf.sharding, params)
-    assert places == decoding_places(case.model.config, mesh)
+    assert places == places_of(case.model.config, mesh, DECODING_RULES)
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=name_of)
