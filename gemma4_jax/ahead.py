@@ -22,13 +22,19 @@ from gemma4_jax.topology import Topology
 # memory, but products are cut in tiles ten times too slow.
 Level = Literal["O0", "O1", "default"]
 
-# Nothing here depends on them; without them libtpu looks for the machine it is on, and says so at length.
+# libtpu 0.0.42 aborts on programs for many tpu7x where it moves collectives to SparseCores ("Check failed:
+# std::abs(inc) < core_count()").
+_SPARSE_CORES = "--xla_tpu_enable_sparse_core_collective_offload_{}=false"
+# Without most of these libtpu looks for the machine it is on, and says so at length.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process that compiles is refused
+    "LIBTPU_INIT_ARGS": " ".join(
+        _SPARSE_CORES.format(name) for name in ("all_reduce", "all_gather", "reduce_scatter")
+    ),
 }
 # The compiler's cycles a second: as many as make a bfloat16 product of 8192 x 8192 matrices run at the peak of
 # the chip's data sheet (libtpu 0.0.42, default level). A pass over memory then takes twice what it should.
