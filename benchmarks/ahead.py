@@ -21,9 +21,10 @@ from benchmarks.measure import emit
 CASES = {
     "31b-v5p-128": "sft 31b --topology v5p-128 --seq 8192 --batch 64 --mesh fsdp=-1",
     "31b-v5p-128-tensor": "sft 31b --topology v5p-128 --seq 8192 --batch 16 --mesh fsdp=-1,tensor=4",
-    "31b-tpu7x-64": "sft 31b --topology tpu7x-64 --seq 8192 --batch 128 --mesh fsdp=-1",
+    "31b-tpu7x-64": "sft 31b --topology tpu7x-64 --seq 8192 --batch 128 --mesh fsdp=-1,tensor=4",
     "31b-256k": "sft 31b --topology v5p:4x8x8 --seq 262144 --batch 4 --mesh fsdp=4,seq=16,tensor=4",
     "26b-a4b-tpu7x-64": "sft 26b-a4b --topology tpu7x-64 --seq 8192 --batch 128 --mesh fsdp=-1,expert=16",
+    "26b-a4b-v5p-128": "sft 26b-a4b --topology v5p-128 --seq 8192 --batch 64 --mesh fsdp=-1,expert=16",
     "12b-v5p-64": "sft 12b --topology v5p-64 --seq 8192 --batch 32 --mesh fsdp=-1",
     "e2b-v5e-8": "sft e2b --topology v5e-8 --seq 2048 --batch 8 --mesh fsdp=-1",
     "e4b-v5e-16": "sft e4b --topology v5e-16 --seq 2048 --batch 16 --mesh fsdp=-1",
