@@ -58,7 +58,7 @@ def transformer(
         raise unknown("remat policy", remat, REMAT_POLICIES)
     platform = platform or jax.default_backend()
     parts = Parts(
-        grouped_matmul=grouped_matmul_for(platform),
+        grouped_matmul=grouped_matmul_for(platform, gpu_kernels),
         routed_experts=dispatch_experts,
         attend=attend_for(platform, gpu_kernels),
         arrange=arrange,
