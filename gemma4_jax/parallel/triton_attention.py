@@ -1,9 +1,9 @@
 """Attention in training on GPU by our own kernels, whose tiles are those that a query may see.
 
-`triton_attend` equals `model.attention.attend`, for windows, packed documents, images seen both ways and branches
-alike; heads up to 512 numbers, which cuDNN refuses. **Interpreted on CPU and compiled for H100; never run on a GPU**:
-`kernels.py` takes it only where a run asks for it. Not here: the programs (`triton_kernels`), rows cut over
-devices (`sequence_attention`), decoding.
+`triton_attend` equals `model.attention.attend`, for windows, packed documents, images seen both ways and
+branches alike; heads up to 512 numbers, which cuDNN refuses. **Interpreted on CPU and compiled for H100; never
+run on a GPU**: `kernels.py` takes it only where a run asks for it. Not here: the programs (`triton_kernels`),
+rows cut over devices (`sequence_attention`), decoding.
 
 Letters: B batch, T tokens, N query heads, K key/value heads, H head dim.
 """
@@ -82,9 +82,7 @@ def _any_length(how: kernels.How, q: Array, key: Array, value: Array, facts: Fac
     extra = -tokens % kernels.LARGEST_TILE
     if not extra:
         return _attention(how, q, key, value, facts)
-    q, key, value = (
-        jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, key, value)
-    )
+    q, key, value = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, key, value))
     # Other facts as the last token's: new documents would widen the runs of tiles.
     facts = {
         name: jnp.pad(fact, ((0, 0), (0, extra)), constant_values=EMPTY)

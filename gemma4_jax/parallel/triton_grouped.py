@@ -1,8 +1,8 @@
 """Grouped matrix product on GPU by our own kernels: every row times the matrix of its expert, and nothing else.
 
 `triton_grouped_matmul` equals `lax.ragged_dot`. Rows, sorted by expert, are taken in blocks of one expert each
-(`expert_blocks`), all blocks and columns at once; partly filled blocks are masked. **Interpreted on CPU and compiled
-for H100; never run on a GPU**: `kernels.py` takes it only where a run asks for it.
+(`expert_blocks`), all blocks and columns at once; partly filled blocks are masked. **Interpreted on CPU and
+compiled for H100; never run on a GPU**: `kernels.py` takes it only where a run asks for it.
 
 Letters: M rows, D in, F out, E experts.
 """
@@ -45,9 +45,7 @@ def _product(interpret: bool, rows: Array, weights: Array, group_sizes: Array) -
     return _of_rows(interpret, rows, weights, group_sizes, turned=False)
 
 
-def _forward(
-    interpret: bool, rows: Array, weights: Array, group_sizes: Array
-) -> tuple[Array, Any]:
+def _forward(interpret: bool, rows: Array, weights: Array, group_sizes: Array) -> tuple[Array, Any]:
     return _product(interpret, rows, weights, group_sizes), (rows, weights, group_sizes)
 
 
