@@ -2,8 +2,8 @@
 
 Each program owns one tile of tokens of one head and walks over the tiles that it may meet
 (`attention_bounds`), so that scores never leave the chip and hidden tiles are never visited. The mask of a pair
-of tiles is `visible` itself. Softmax is in float32, by a running maximum; products take the inputs' type and sum
-in float32. K/V heads are read where they lie: query head n reads head n // G.
+of tiles is `visible` itself. Softmax is in float32, by a running maximum; products take the inputs' type and
+sum in float32. K/V heads are read where they lie: query head n reads head n // G.
 
 Not here: rows of any length, the gradient rule, meshes (`triton_attention`).
 
