@@ -49,6 +49,7 @@ class Context:
         None  # int32 [B]: tokens the cache has already seen; None without a cache
     )
     count: Array | None = None  # int32 [B]: how many of the T tokens are real; None without a cache
+    table: Array | None = None  # of a cache of pages
 
 
 class Attention(nn.Module):
@@ -140,8 +141,9 @@ class Attention(nn.Module):
         if copies > 1:
             fresh = {n: jnp.repeat(fresh[n], copies, axis=2) for n in entry}
         before = caching.read(entry, index) if ring and new > 1 else None
+        table = None if ring else context.table
         written = self.parts.remember(
-            entry, fresh, index, context.length, context.count, self.layer
+            entry, fresh, index, context.length, context.count, self.layer, table
         )
         if before is not None:
             # A chunk overwrites ring slots that its own first tokens still see: attend to the ring as it
@@ -152,17 +154,21 @@ class Attention(nn.Module):
                 n: jnp.concatenate([before[n], fresh[n].astype(before[n].dtype)], 1) for n in before
             }
             return written, KeyValues(joined["value"], facts, joined["key"])
-        return written, cached_keys(
-            self.layer, written, index, key_scale, context.length + context.count
-        )
+        length = context.length + context.count
+        return written, cached_keys(self.layer, written, index, key_scale, length, table)
 
 
 def cached_keys(
-    layer: LayerConfig, entry: caching.Entry, index: caching.Index, key_scale: Array, length: Array
+    layer: LayerConfig,
+    entry: caching.Entry,
+    index: caching.Index,
+    key_scale: Array,
+    length: Array,
+    table: Array | None,
 ) -> KeyValues | Held:
     """K/V as the cache holds them after `length` tokens: a ring's, or where a full layer's are."""
     if layer.kind != SLIDING:
-        return Held(entry, index, key_scale, length, layer)
+        return Held(entry, index, key_scale, length, layer, table)
     ring = caching.read(entry, index)
     facts = TokenFacts(caching.held_positions(length, ring["value"].shape[1], True))
     return KeyValues(ring["value"], facts, ring["key"])

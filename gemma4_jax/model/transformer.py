@@ -143,7 +143,7 @@ class Transformer(nn.Module):
         """
         context, x, per_layer = self._continue(tokens, count, cache, media)
         x, entries = self._run(x, per_layer, context, cache, {}, 0, self.config.num_layers)
-        return self.final_norm(x), Cache(entries, cache.length + count)
+        return self.final_norm(x), _grown(cache, entries, count)
 
     def prefill(
         self,
@@ -155,7 +155,7 @@ class Transformer(nn.Module):
         """`extend` through the layers that own K/V only; returns the raw stream after them."""
         context, x, per_layer = self._continue(tokens, count, cache, media)
         x, entries = self._run(x, per_layer, context, cache, {}, 0, self.config.first_shared_layer)
-        return x, Cache(entries, cache.length + count)
+        return x, _grown(cache, entries, count)
 
     def borrow(
         self, x: Float[Array, "B 1 D"], tokens: Int[Array, "B 1"], cache: Cache
@@ -165,10 +165,12 @@ class Transformer(nn.Module):
         x: stream after the owning layers; tokens: the ids of those tokens (text, not soft tokens).
         """
         positions = cache.length[:, None] - 1
-        context = Context(TokenFacts(positions), self._rotations(positions), cache.length)
+        context = Context(
+            TokenFacts(positions), self._rotations(positions), cache.length, table=cache.table
+        )
         _, per_layer = self._embed(tokens, None, rules=DECODING_RULES)
         first = self.config.first_shared_layer
-        lent = self._lent_from(self.config.layers, cache.entries, cache.length)
+        lent = self._lent_from(self.config.layers, cache, cache.entries, cache.length)
         x, _ = self._run(x, per_layer, context, None, lent, first, self.config.num_layers)
         return self.final_norm(x)
 
@@ -211,7 +213,11 @@ class Transformer(nn.Module):
         index = jnp.where(offset < count[:, None], positions, EMPTY)
         block = None if media is None else media_blocks(media.kinds)
         context = Context(
-            TokenFacts(index, block=block), self._rotations(positions), cache.length, count
+            TokenFacts(index, block=block),
+            self._rotations(positions),
+            cache.length,
+            count,
+            cache.table,
         )
         return context, *self._embed(tokens, media, rules=DECODING_RULES)
 
@@ -267,7 +273,7 @@ class Transformer(nn.Module):
                 if segment.stop < stop:
                     layers = self.config.layers[segment.start : segment.stop]
                     length = cache.length + context.count
-                    lending = self._lent_from(layers, entries, length) | lending
+                    lending = self._lent_from(layers, cache, entries, length) | lending
             lent |= lending
         return x, tuple(entries)
 
@@ -276,9 +282,13 @@ class Transformer(nn.Module):
         return Block(self.config, layer, self.dtype, self.parts, parent=None)
 
     def _lent_from(
-        self, layers: Sequence[LayerConfig], entries: Sequence[Any], length: Int[Array, " B"]
+        self,
+        layers: Sequence[LayerConfig],
+        cache: Cache,
+        entries: Sequence[Any],
+        length: Int[Array, " B"],
     ) -> Lent:
-        """K/V of those of the layers that lend, read back from a cache of `length` tokens."""
+        """K/V of those of the layers that lend, read back from a cache that now holds `length` tokens."""
         lent: Lent = {}
         for layer in layers:
             if layer.lends_kv:
@@ -286,8 +296,14 @@ class Transformer(nn.Module):
                 slot = self.stacks[at.segment].variables["params"][f"slot_{at.slot}"]
                 key_scale = slot["attention"]["k_norm"]["scale"][at.index]
                 entry = entries[at.segment][at.slot]
-                lent[layer.kind] = cached_keys(layer, entry, at.index, key_scale, length)
+                lent[layer.kind] = cached_keys(
+                    layer, entry, at.index, key_scale, length, cache.table
+                )
         return lent
+
+
+def _grown(cache: Cache, entries: Any, count: Int[Array, " B"]) -> Cache:
+    return dataclasses.replace(cache, entries=entries, length=cache.length + count)
 
 
 def _scanned(segment: Segment) -> Any:

@@ -94,21 +94,23 @@ def finish_prefill(
     state: PrefillState,
     settings: Settings,
     limit: Int[Array, " B"],
-    stop_ids: Int[Array, " n"],
+    stop_ids: Int[Array, "*B n"],
     blocked: Bool[Array, " V"],
     filters: Filters,
+    generated: Int[Array, " B"] | None = None,
 ) -> tuple[DecodeState, Chosen]:
-    """The remaining layers for each row's last token, and its first chosen token.
+    """The remaining layers for each row's last token, and the next one, chosen.
 
     limit: tokens to choose per row; rows of limit 0 (padding of the batch) are done at once. stop_ids:
-    ids that end a row; entries of -1 match nothing. blocked: ids never to be chosen.
+    ids that end a row; entries of -1 match nothing. blocked: ids never to be chosen. generated: how many of
+    the prompt's last tokens were chosen by this row; none if left out.
     """
     hidden = _apply(module, params, "borrow", state.stream, state.token, state.cache)
-    step = jnp.zeros_like(limit)
-    token, logprob = _choose(module, params, hidden, settings, step, blocked, filters)
+    before = jnp.zeros_like(limit) if generated is None else generated
+    token, logprob = _choose(module, params, hidden, settings, before, blocked, filters)
     count = (limit > 0).astype(jnp.int32)
-    done = (limit <= 1) | _is_stop(token, stop_ids)
-    next_state = DecodeState(state.cache, token, done, count, limit, settings)
+    done = (limit <= before + 1) | _is_stop(token, stop_ids)
+    next_state = DecodeState(state.cache, token, done, before + count, limit, settings)
     return next_state, Chosen(token[None], logprob[None], count, done)
 
 
@@ -118,7 +120,7 @@ def decode(
     state: DecodeState,
     keep: Bool[Array, " B"],
     steps: Int[Array, ""],
-    stop_ids: Int[Array, " n"],
+    stop_ids: Int[Array, "*B n"],
     blocked: Bool[Array, " V"],
     filters: Filters,
     room: int,

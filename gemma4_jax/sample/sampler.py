@@ -7,7 +7,6 @@ that come and go while others run, and sharing of memory between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,76 +18,19 @@ from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.sample import programs
-from gemma4_jax.sample.prompts import Prompt, as_list, encode
-from gemma4_jax.sample.requests import Options, Real, Request, Whole, requests
-from gemma4_jax.sample.stopping import RowText
+from gemma4_jax.sample.prompts import Prompt, as_list
+from gemma4_jax.sample.requests import Options, Real, Whole
+from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
 from gemma4_jax.sharding import mesh_of
 
 # Where the host has a say in when a row ends, it has to look in more often: rows run on until it does.
 _STEPS_BETWEEN_LOOKS = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """What a model wrote.
-
-    text: cut before a stop string, without the stop id's own text; other control tokens are spelt out. ""
-    if the model has no tokenizer. tokens: every id generated, the stop id included; where a stop string
-    ended the text, up to the token that completed it. logprobs: of those tokens, natural logarithm, as
-    the model gives them at temperature 1 before any filter. finish_reason: "stop" (a stop id or a stop
-    string) or "length" (max_new_tokens).
-    """
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    finish_reason: str
-
-
-@dataclass
-class _Row:
-    """A request under way."""
-
-    request: Request
-    text: RowText
-    stop_ids: frozenset[int]
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: str = ""
-
-    def push(self, tokens: Sequence[int], logprobs: Sequence[float]) -> str:
-        """Take a dispatch's tokens, up to what ends the row; returns the new text."""
-        pieces = []
-        for token, logprob in zip(tokens, logprobs, strict=True):
-            if self.finish_reason:
-                break
-            self.tokens.append(token)
-            self.logprobs.append(logprob)
-            if token in self.stop_ids:
-                self.finish_reason = "stop"
-                break
-            pieces.append(self.text.push(token))
-            if self.text.stopped:
-                self.finish_reason = "stop"
-            elif len(self.tokens) == self.request.max_new_tokens:
-                self.finish_reason = "length"
-        if self.finish_reason:
-            pieces.append(self.text.finish())
-        return "".join(pieces)
-
-    def completion(self) -> Completion:
-        return Completion(
-            text=self.text.text,
-            tokens=self.tokens,
-            logprobs=self.logprobs,
-            finish_reason=self.finish_reason,
-        )
-
-
 class TextStream(Iterator[str]):
     """One prompt's text as it comes. `completion` is None until the stream has ended."""
 
-    def __init__(self, row: _Row, pieces: Iterator[tuple[_Row, str]]) -> None:
+    def __init__(self, row: Row, pieces: Iterator[tuple[Row, str]]) -> None:
         self._row, self._pieces = row, pieces
         self.completion: Completion | None = None
 
@@ -135,7 +77,7 @@ class Sampler:
         self._cache_dtype = dtype_named(cache_dtype or model.module.dtype)
         self._prefill_chunk = prefill_chunk
         self._max_batch = max_batch
-        self._blocked = self._placed(_blocked(model))
+        self._blocked = self._placed(blocked_ids(model))
 
     def generate(
         self,
@@ -189,18 +131,9 @@ class Sampler:
 
     def _prepare(
         self, prompts: Sequence[Prompt], options: Options
-    ) -> tuple[list[_Row], programs.Plan]:
-        model, strings = self.model, options.stop_strings
-        if strings and model.tokenizer is None:
-            raise UserError(
-                "this model has no tokenizer: end texts with stop_ids, not stop strings"
-            )
-        stop_ids = _stop_ids(model, options)
-        encoded = [encode(model, prompt, options) for prompt in prompts]
-        rows = [
-            _Row(request, RowText(model.tokenizer, strings), frozenset(stop_ids))
-            for request in requests(model.config, encoded, options)
-        ]
+    ) -> tuple[list[Row], programs.Plan]:
+        rows = rows_for(self.model, prompts, options)
+        stop_ids = rows[0].stop_ids if rows else ()
         # A multiple of 8 entries: the number of stop ids must not decide which program runs.
         padded = [*stop_ids, *(-1,) * (-len(stop_ids) % 8 or 8 * (not stop_ids))]
         plan = programs.Plan(
@@ -229,8 +162,8 @@ class Sampler:
         return programs.run(self.model.module, self._params, plan, asked, programs.DISPATCH_STEPS)
 
     def _run(
-        self, rows: Sequence[_Row], plan: programs.Plan, steps: int
-    ) -> Iterator[tuple[_Row, str]]:
+        self, rows: Sequence[Row], plan: programs.Plan, steps: int
+    ) -> Iterator[tuple[Row, str]]:
         """Run a batch to its end; yields each row with its new text after every program call."""
         asked = [row.request for row in rows]
         dispatches = programs.run(self.model.module, self._params, plan, asked, steps)
@@ -251,26 +184,3 @@ class Sampler:
                     )
                 yield row, row.push(tokens, logprobs)
             keep = np.array([not row.finish_reason for row in rows])
-
-
-def _stop_ids(model: Model, options: Options) -> tuple[int, ...]:
-    if options.ignore_eos:
-        return ()
-    if options.stop_ids is None:
-        own = () if model.tokenizer is None else model.tokenizer.stop_ids
-        return tuple(dict.fromkeys([*own, *model.config.token_ids.eos]))
-    for given in options.stop_ids:
-        if not isinstance(given, int | np.integer) or not 0 <= given < model.config.vocab_size:
-            raise UserError(
-                f"stop id {given!r} is not an id from 0 to {model.config.vocab_size - 1}"
-            )
-    return tuple(int(i) for i in options.stop_ids)
-
-
-def _blocked(model: Model) -> np.ndarray:
-    """Ids that are never generated: what the configuration suppresses, and what has no text."""
-    blocked = np.zeros(model.config.vocab_size, bool)
-    blocked[list(model.config.token_ids.suppress)] = True
-    if model.tokenizer is not None:
-        blocked[model.tokenizer.vocab_size :] = True
-    return blocked

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 # Noise is drawn for blocks of so many ids: candidates pay for their own blocks only.
 _NOISE_BLOCK = 128
 # Candidate counts there are programs for; a top-k beyond the last takes the whole vocabulary.
-_CANDIDATES = (64, 256, 1024)
+CANDIDATES = (64, 256, 1024)
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +70,7 @@ def filters_for(
     if not on.any():
         return Filters()
     largest = int(top_k[on].max()) if (top_k[on] > 0).all() else None
-    enough = [c for c in _CANDIDATES if largest is not None and largest <= c]
+    enough = [c for c in CANDIDATES if largest is not None and largest <= c]
     return Filters(
         sampled=True,
         top_k=bool((top_k[on] > 0).any()),
@@ -78,6 +78,12 @@ def filters_for(
         min_p=bool((min_p[on] > 0).any()),
         candidates=enough[0] if enough else None,
     )
+
+
+def neutral_settings(rows: int) -> Settings:
+    """Greedy rows."""
+    whole, real = jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,), jnp.float32)
+    return Settings(real, whole, jnp.ones_like(real), real, row_keys([0] * rows, [0] * rows))
 
 
 def row_keys(seeds: Sequence[int], rows: Sequence[int]) -> Key[Array, " B"]:

@@ -1,0 +1,586 @@
+"""Continuous batching: requests that come and go at any step, over memory that is shared by need.
+
+`Engine.submit` puts a request in line and returns a stream of events. Whoever waits for events runs the engine,
+a step at a time: what has been cancelled leaves, what fits is admitted, one chunk of prompts is read, and all
+rows that decode go on by a few tokens. So nobody waits longer than a chunk for others' prompts. Full layers keep
+pages, taken as rows grow; if none are left, the request that came last gives its own back, goes back in line, and
+has its tokens read again as a prompt. Prompts that begin alike share pages (`paging.py`).
+
+A request gets the tokens that it gets alone: rows are independent, and noise depends on its own seed and step.
+Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `engine_programs.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_jax.build import Model, dtype_named
+from gemma4_jax.errors import UserError, unknown
+from gemma4_jax.model.cache import COMPRESSIONS, NO_PAGE, Compression
+from gemma4_jax.sample import engine_programs as programs
+from gemma4_jax.sample.buckets import power_of_two
+from gemma4_jax.sample.paging import Pages
+from gemma4_jax.sample.prompts import Prompt, as_list
+from gemma4_jax.sample.requests import Options
+from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
+from gemma4_jax.sample.sampling import CANDIDATES, Filters
+from gemma4_jax.sharding import mesh_of
+
+# Ids that may end a row; every program has room for so many.
+STOP_IDS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What is new of a request: text that is certain, the tokens behind it, and at the end the whole."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    completion: Completion | None = None
+
+
+@dataclass
+class _Task:
+    """A request on its way. `tokens`: its prompt and all that was chosen for it."""
+
+    row: Row
+    number: int
+    tokens: list[int]
+    stream: Stream
+    pages: list[int] = field(default_factory=list)
+    held: int = 0  # tokens that its pages and rings hold
+    reading: int | None = None  # its place among the rows that are read
+    slot: int | None = None  # its place among the rows that decode
+
+    @property
+    def chosen(self) -> int:
+        """Tokens chosen so far."""
+        return len(self.tokens) - len(self.row.request.prompt)
+
+
+class Stream(Iterator[Event], AsyncIterator[Event]):
+    """Events of one request, in a `for` or an `async for`; `completion` is there when they are over.
+
+    What the request did wrong is raised here, and nobody else notices.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._events: deque[Event] = deque()
+        self._error: UserError | None = None
+        self._ended = False
+        self.completion: Completion | None = None
+
+    def __next__(self) -> Event:
+        self._engine._advance(self)
+        return self._pop()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self.ready:
+            await asyncio.to_thread(self._engine._advance, self)
+        try:
+            return self._pop()
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next event, or the end, is there without waiting."""
+        return bool(self._events) or self._ended
+
+    def result(self) -> Completion:
+        """The whole, when it is there."""
+        for _ in self:
+            pass
+        assert self.completion is not None
+        return self.completion
+
+    def cancel(self) -> None:
+        """Stop; what has been written so far is the completion, its finish_reason "cancelled"."""
+        self._engine._cancel(self)
+
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
+        if event.completion is not None:
+            self.completion, self._ended = event.completion, True
+
+    def _fail(self, error: UserError) -> None:
+        self._error, self._ended = error, True
+
+    def _pop(self) -> Event:
+        if self._events:
+            return self._events.popleft()
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+
+class Engine:
+    """Runs many requests on one model.
+
+    max_slots: most requests that decode together. max_tokens: positions that all of them may hold together in
+    full layers. max_context: most positions of one request, by default the model's, or max_tokens if that is
+    less. page_size: positions of a page. prefill_tokens: prompt tokens read between two dispatches. steps:
+    tokens a row gets in a dispatch. snapshots: ends of prefixes that can be gone on from.
+    cache_compression, cache_dtype: as of `Sampler`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_slots: int = 32,
+        max_tokens: int = 65_536,
+        max_context: int | None = None,
+        page_size: int = 128,
+        prefill_tokens: int = 512,
+        steps: int = 8,
+        snapshots: int = 16,
+        cache_compression: Compression = "value",
+        cache_dtype: Any = None,
+    ) -> None:
+        sizes = {
+            "max_slots": max_slots,
+            "max_tokens": max_tokens,
+            "page_size": page_size,
+            "prefill_tokens": prefill_tokens,
+            "steps": steps,
+            "snapshots": snapshots,
+        }
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value <= 0:
+                raise UserError(f"{name} must be a whole number above 0, got {value!r}")
+            if name in ("max_slots", "prefill_tokens") and value != power_of_two(value):
+                raise UserError(f"{name} must be a power of two, got {value}")
+        if cache_compression not in COMPRESSIONS:
+            raise unknown("cache compression", cache_compression, COMPRESSIONS)
+        if mesh_of(model.params) is not None:
+            raise UserError("the engine runs on one device; over a mesh use Sampler")
+        config = model.config
+        max_tokens -= max_tokens % page_size
+        largest = min(config.max_position, max_tokens)
+        self.max_context = largest if max_context is None else max_context
+        if not 0 < self.max_context <= largest:
+            raise UserError(
+                f"max_context must be from 1 to {largest} (the model's {config.max_position} positions, "
+                f"max_tokens {max_tokens}), got {max_context}"
+            )
+        self.model = model
+        self._params = jax.tree.map(jnp.asarray, model.params)
+        self._max_slots, self._steps = max_slots, steps
+        self._sizes = programs.prefill_sizes(prefill_tokens, min(max_slots, programs.MOST_ROWS))
+        self._blocked = jnp.asarray(blocked_ids(model))
+        self.pages = Pages(max_tokens // page_size, page_size, snapshots)
+
+        layout = dtype_named(cache_dtype or model.module.dtype), cache_compression
+        self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
+
+        def rings(rows: int) -> Any:
+            return programs.empty_rings(config, rows, self.max_context, page_size, *layout)
+
+        self._reading_rings = rings(max(rows for rows, _ in self._sizes))
+        self._saved = rings(snapshots)
+        self._state = programs.empty_rows(rings(1), 1)
+        self._width = -(-self.max_context // page_size)
+        self._waiting: deque[_Task] = deque()
+        self._reading: list[_Task | None] = [None] * max(rows for rows, _ in self._sizes)
+        self._slots: list[_Task | None] = [None]
+        self._submitted = 0
+        self._lock = threading.RLock()
+
+    # Requests
+
+    def submit(self, prompt: Prompt, **options: Any) -> Stream:
+        """Put one prompt in line; options are those of `Sampler.generate`, one value each.
+
+        Raises UserError for what could never run; other requests go on.
+        """
+        return self._enqueue(rows_for(self.model, [prompt], Options(**options)))[0]
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
+        """Completions in the prompts' order; options as for `Sampler.generate`, which gives the same."""
+        streams = self._enqueue(rows_for(self.model, as_list(prompts), Options(**options)))
+        return [stream.result() for stream in streams]
+
+    def samples(self, prompt: Prompt, count: int, **options: Any) -> list[Stream]:
+        """`count` continuations of one prompt, which is read once; each draws from the seed and its number."""
+        if not isinstance(count, int) or count <= 0:
+            raise UserError(f"count must be a whole number above 0, got {count!r}")
+        return self._enqueue(rows_for(self.model, [prompt] * count, Options(**options)))
+
+    def _enqueue(self, rows: list[Row]) -> list[Stream]:
+        for row in rows:
+            self._check(row)
+        streams = []
+        with self._lock:
+            for row in rows:
+                stream = Stream(self)
+                prompt = list(row.request.prompt)
+                self._waiting.append(_Task(row, self._submitted, prompt, stream))
+                self._submitted += 1
+                streams.append(stream)
+        return streams
+
+    def _check(self, row: Row) -> None:
+        request = row.request
+        length, wanted = len(request.prompt), request.max_new_tokens
+        if length + wanted > self.max_context:
+            raise UserError(
+                f"prompt {request.index} has {length} tokens and max_new_tokens is {wanted}: together "
+                f"{length + wanted}, more than this engine's max_context of {self.max_context}"
+            )
+        if len(row.stop_ids) > STOP_IDS:
+            raise UserError(f"at most {STOP_IDS} stop ids, got {len(row.stop_ids)}")
+
+    def _cancel(self, stream: Stream) -> None:
+        with self._lock:
+            for task in [*self._waiting, *self._active()]:
+                if task.stream is stream:
+                    self._end(task, "cancelled")
+
+    def _advance(self, stream: Stream) -> None:
+        """Run until the stream has something to say."""
+        while not stream.ready:
+            with self._lock:
+                if not stream.ready:
+                    self.step()
+
+    # One step
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything."""
+        return not self._waiting and not self._active()
+
+    def step(self) -> None:
+        """Admit what fits, read one chunk of prompts, and decode a few tokens of every row."""
+        with self._lock:
+            self._admit()
+            self._read_prompts()
+            self._decode()
+            self._shrink()
+
+    def _active(self) -> list[_Task]:
+        """Admitted tasks, the first come first."""
+        tasks = [task for task in (*self._reading, *self._slots) if task is not None]
+        return sorted(tasks, key=lambda task: task.number)
+
+    def _admit(self) -> None:
+        held_back = []
+        while self._waiting and None in self._reading and len(self._active()) < self._max_slots:
+            task = self._waiting.popleft()
+            if self._prompt_is_being_read(task):
+                held_back.append(task)
+            elif not self._take_over(task):
+                self._waiting.appendleft(task)
+                break
+        self._waiting.extendleft(reversed(held_back))
+
+    def _prompt_is_being_read(self, task: _Task) -> bool:
+        """Whether most of its prompt is on its way into pages: waiting for these costs less than reading it."""
+        size = self.pages.size
+        whole = (len(task.tokens) - 1) // size * size
+        wanted = task.tokens[:whole]
+        return whole > 0 and any(
+            other is not None and other.held < whole and other.tokens[:whole] == wanted
+            for other in self._reading
+        )
+
+    def _take_over(self, task: _Task) -> bool:
+        """Give it pages for its tokens, the ones that are known already first; False if there are too few."""
+        prefix = self.pages.find(task.tokens)
+        self.pages.reuse(prefix, task.tokens)
+        wanted = self._pages_for(len(task.tokens)) - len(prefix.pages)
+        # Rows that decode will want a page each before long; taking the last ones would only interrupt somebody.
+        spare = len(self._active())
+        fresh = (
+            self.pages.take(wanted) if wanted + spare <= self.pages.available or not spare else None
+        )
+        if fresh is None:
+            self.pages.release(prefix.pages)
+            return False
+        task.pages, task.held = [*prefix.pages, *fresh], prefix.tokens
+        task.reading = self._reading.index(None)
+        self._reading[task.reading] = task
+        if prefix.snapshot is not None:
+            self._reading_rings = programs.load(
+                self._reading_rings, self._saved, np.int32(prefix.snapshot), np.int32(task.reading)
+            )
+        return True
+
+    def _pages_for(self, positions: int) -> int:
+        return -(-positions // self.pages.size)
+
+    # Prompts
+
+    def _read_prompts(self) -> None:
+        tasks = [task for task in self._active() if task.reading is not None]
+        if not tasks:
+            return
+        tasks, rows, size = self._chunk(tasks)
+        tokens, count = np.zeros((rows, size), np.int32), np.zeros(rows, np.int32)
+        held, table = np.zeros(rows, np.int32), self._table([task.pages for task in tasks], rows)
+        places = np.full(rows, len(self._reading), np.int32)  # beyond the last: padding
+        for i, task in enumerate(tasks):
+            part = task.tokens[task.held : task.held + size]
+            tokens[i, : len(part)], count[i] = part, len(part)
+            places[i], held[i] = task.reading, task.held
+        self._pool, self._reading_rings, stream, last = programs.prefill(
+            self.model.module, self._params, self._pool, self._reading_rings, table, places, held, tokens, count
+        )  # fmt: skip
+        for task, more in zip(tasks, count, strict=False):
+            task.held += int(more)
+            assert task.reading is not None
+            self._save(task, self._reading_rings, task.reading)
+        if any(task.held == len(task.tokens) for task in tasks):
+            self._first_tokens(tasks, table, places, stream, last)
+
+    def _chunk(self, tasks: list[_Task]) -> tuple[list[_Task], int, int]:
+        """Which of the tasks to read from, and the program's rows and tokens: the oldest, and who fits beside it."""
+        rest = len(tasks[0].tokens) - tasks[0].held
+        size = min((t for _, t in self._sizes if t >= rest), default=self._sizes[-1][1])
+        most = max(rows for rows, tokens in self._sizes if tokens == size)
+        fitting = [task for task in tasks if len(task.tokens) - task.held <= size]
+        together = [tasks[0], *(task for task in fitting if task is not tasks[0])][:most]
+        return together, 1 if len(together) == 1 else most, size
+
+    def _first_tokens(
+        self, tasks: list[_Task], table: np.ndarray, places: np.ndarray, stream: Any, last: Any
+    ) -> None:
+        """The next token of every task whose prompt has been read; it decodes from then on."""
+        ready = [task if task.held == len(task.tokens) else None for task in tasks]
+        padded = [*ready, *(None,) * (len(places) - len(ready))]
+        requests = [None if task is None else task.row.request for task in padded]
+        filters = programs.filters_of([request for request in requests if request is not None])
+        held, generated, limit = (np.zeros(len(padded), np.int32) for _ in range(3))
+        for i, task in enumerate(padded):
+            if task is not None:
+                held[i], generated[i] = task.held, task.chosen
+                limit[i] = task.row.request.max_new_tokens
+        settings = programs.settings_of(requests)
+        chosen = programs.first(
+            self.model.module, self._params, self._pool, self._reading_rings, table, places, held,
+            stream, last, settings, generated, limit, self._stop_ids(padded), self._blocked,
+            filters=filters,
+        )  # fmt: skip
+        tokens, logprobs, done = jax.device_get((chosen.tokens, chosen.logprobs, chosen.done))
+        for i, task in enumerate(padded):
+            if task is None:
+                continue
+            place, task.reading = task.reading, None
+            assert place is not None
+            self._reading[place] = None
+            if not done[i]:
+                task.slot = self._free_slot()
+                self._slots[task.slot] = task
+                self._state = programs.enter(
+                    self._state, np.int32(task.slot), self._reading_rings, np.int32(place), held[i],
+                    tokens[0, i], np.int32(task.chosen + 1), limit[i],
+                    programs.settings_of([requests[i]]),
+                )  # fmt: skip
+            self._push(task, tokens[:1, i], logprobs[:1, i])
+
+    # Decoding
+
+    def _decode(self) -> None:
+        for task in self._active():
+            if task.slot is not None:
+                self._grow(task)
+        tasks = [task for task in self._slots if task is not None]
+        if not tasks:
+            return
+        rows = len(self._slots)
+        filters = programs.filters_of([task.row.request for task in tasks])
+        table = self._table([task.pages if task else [] for task in self._slots], rows)
+        keep = np.array([task is not None for task in self._slots])
+        self._pool, self._state, chosen = programs.continue_rows(
+            self.model.module, self._params, self._pool, self._state, table, keep, np.int32(self._steps),
+            self._stop_ids(self._slots), self._blocked, filters=filters, room=self._steps,
+        )  # fmt: skip
+        tokens, logprobs, count = jax.device_get((chosen.tokens, chosen.logprobs, chosen.count))
+        for task in tasks:
+            assert task.slot is not None
+            more = int(count[task.slot])
+            task.held += more
+            self._push(task, tokens[:more, task.slot], logprobs[:more, task.slot])
+
+    def _grow(self, task: _Task) -> None:
+        """Pages for its next tokens; whoever came last has to give some back if there are none."""
+        request = task.row.request
+        # The last token of a request is never written.
+        most = len(request.prompt) + request.max_new_tokens - 1
+        wanted = self._pages_for(min(task.held + self._steps, most)) - len(task.pages)
+        while task.slot is not None and wanted > 0:
+            fresh = self.pages.take(wanted)
+            if fresh is not None:
+                task.pages += fresh
+                return
+            self._interrupt(self._active()[-1])
+
+    def _interrupt(self, task: _Task) -> None:
+        """Back in line, before those that came later; its tokens so far are a prompt then."""
+        self._leave(task)
+        at = next(
+            (i for i, t in enumerate(self._waiting) if t.number > task.number), len(self._waiting)
+        )
+        self._waiting.insert(at, task)
+
+    def _push(self, task: _Task, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """What a program chose for a task, to its stream."""
+        if not np.isfinite(logprobs).all():
+            self._leave(task)
+            task.stream._fail(
+                UserError(
+                    "the model's logits are not finite (NaN or infinity); look for damaged weights, or "
+                    "compute in float32"
+                )
+            )
+            return
+        task.tokens += tokens.tolist()
+        before = len(task.row.tokens)
+        text = task.row.push(tokens.tolist(), logprobs.tolist())
+        if task.row.finish_reason:
+            self._end(task, task.row.finish_reason, text, before)
+        else:
+            self._tell(task, text, before)
+
+    def _end(self, task: _Task, reason: str, text: str = "", before: int | None = None) -> None:
+        if task in self._waiting:
+            self._waiting.remove(task)
+        if not task.row.finish_reason:
+            text += task.row.end(reason)
+        if task.slot is not None:
+            # For a conversation that goes on; but not in the place of what prompts have in common.
+            self._save(task, self._state.rings, task.slot, evict=False)
+        self._leave(task)
+        at = len(task.row.tokens) if before is None else before
+        self._tell(task, text, at, task.row.completion())
+
+    def _tell(
+        self, task: _Task, text: str, before: int, completion: Completion | None = None
+    ) -> None:
+        row = task.row
+        task.stream._put(
+            Event(
+                text=text,
+                tokens=row.tokens[before:],
+                logprobs=row.logprobs[before:],
+                completion=completion,
+            )
+        )
+
+    def _leave(self, task: _Task) -> None:
+        """Give back the row and the pages."""
+        if task.slot is not None:
+            self._slots[task.slot] = None
+        if task.reading is not None:
+            self._reading[task.reading] = None
+        task.slot = task.reading = None
+        self.pages.release(task.pages)
+        task.pages, task.held = [], 0
+
+    # Memory
+
+    def _save(self, task: _Task, rings: Any, place: int, *, evict: bool = True) -> None:
+        """Remember what a task has read, for prompts that begin alike."""
+        saved = self.pages.keep(task.tokens[: task.held], task.pages, evict=evict)
+        if saved is not None:
+            self._saved = programs.load(self._saved, rings, np.int32(place), np.int32(saved))
+
+    def _free_slot(self) -> int:
+        if None not in self._slots:
+            self._resize(2 * len(self._slots), list(range(len(self._slots))))
+        return self._slots.index(None)
+
+    def _shrink(self) -> None:
+        """Half the rows, if a quarter is in use: a program computes all of its rows."""
+        used = [i for i, task in enumerate(self._slots) if task is not None]
+        if len(self._slots) > 1 and len(used) <= len(self._slots) // 4:
+            self._resize(len(self._slots) // 2, used)
+
+    def _resize(self, rows: int, source: list[int]) -> None:
+        padded = np.array([*source, *(0,) * (rows - len(source))], np.int32)
+        used = np.arange(rows) < len(source)
+        self._state = programs.resize(self._state, padded, used)
+        moved = [self._slots[i] for i in source]
+        self._slots = [*moved, *(None,) * (rows - len(moved))]
+        for slot, task in enumerate(self._slots):
+            if task is not None:
+                task.slot = slot
+
+    def _table(self, pages: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+        table = np.full((rows, self._width), NO_PAGE, np.int32)
+        for i, mine in enumerate(pages):
+            table[i, : len(mine)] = mine
+        return table
+
+    def _stop_ids(self, tasks: Sequence[_Task | None]) -> np.ndarray:
+        ids = np.full((len(tasks), STOP_IDS), -1, np.int32)
+        for i, task in enumerate(tasks):
+            if task is not None:
+                ids[i, : len(task.row.stop_ids)] = task.row.stop_ids
+        return ids
+
+    def warm_up(self) -> None:
+        """Compile every program now, by running it on nothing.
+
+        Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at most 64
+        bring programs of their own.
+        """
+        with self._lock:
+            if not self.idle:
+                raise UserError("warm up an engine before requests are submitted to it")
+            filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
+            self._warm_prompts(filters)
+            rows = 1
+            while rows <= self._max_slots:
+                self._resize(rows, list(range(min(rows, len(self._slots)))))
+                self._warm_rows(filters)
+                rows *= 2
+            while len(self._slots) > 1:
+                self._shrink()
+
+    def _warm_prompts(self, filters: Sequence[Filters]) -> None:
+        for rows, size in self._sizes:
+            table, zeros = self._table([], rows), np.zeros(rows, np.int32)
+            places = zeros + len(self._reading)
+            self._pool, self._reading_rings, stream, last = programs.prefill(
+                self.model.module, self._params, self._pool, self._reading_rings, table, places, zeros,
+                np.zeros((rows, size), np.int32), zeros,
+            )  # fmt: skip
+            for each in filters:
+                programs.first(
+                    self.model.module, self._params, self._pool, self._reading_rings, table, places, zeros,
+                    stream, last, programs.settings_of([None] * rows), zeros, zeros,
+                    self._stop_ids([None] * rows), self._blocked, filters=each,
+                )  # fmt: skip
+        zero = np.int32(0)
+        self._reading_rings = programs.load(self._reading_rings, self._saved, zero, zero)
+        self._saved = programs.load(self._saved, self._reading_rings, zero, zero)
+
+    def _warm_rows(self, filters: Sequence[Filters]) -> None:
+        rows, zero = len(self._slots), np.int32(0)
+        for each in filters:
+            self._pool, self._state, _ = programs.continue_rows(
+                self.model.module, self._params, self._pool, self._state, self._table([], rows),
+                np.zeros(rows, bool), zero, self._stop_ids(self._slots), self._blocked, filters=each,
+                room=self._steps,
+            )  # fmt: skip
+        self._state = programs.enter(
+            self._state, zero, self._reading_rings, zero, zero, zero, zero, zero,
+            programs.settings_of([None]),
+        )  # fmt: skip
+        self._saved = programs.load(self._saved, self._state.rings, zero, zero)

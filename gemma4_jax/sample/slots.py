@@ -1,0 +1,234 @@
+"""The device side of an engine: rows that come and go over one pool of pages, as pure functions.
+
+    load (rings of a known prefix) -> prefill (again and again) -> first (token) -> enter -> continue_rows
+
+What full layers remember is in one pool of pages; every call gets the tables of its rows from the host.
+What sliding layers remember is a ring for each row: one set of rings for the rows whose prompts are being read,
+another for those that decode, so that the programs of the first do not depend on how many the second are. Rings
+have as much slack as a page is long, so that a ring also serves as it was at the end of the last full page.
+A row number beyond a call's rings is padding and writes nothing.
+
+Not here: which request has which row and pages (`engine.py`, `paging.py`), the steps themselves (`decode.py`),
+compilation (`engine_programs.py`).
+
+Letters: R rows, r rows of one call, C tokens in a chunk, D d_model, V vocabulary, M pages a row may have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma4_jax.config import SLIDING, ModelConfig
+from gemma4_jax.model.cache import Cache, Compression, init_cache
+from gemma4_jax.model.layout import segments
+from gemma4_jax.model.transformer import Transformer
+from gemma4_jax.sample import decode
+from gemma4_jax.sample.decode import Chosen, DecodeState, Params, PrefillState
+from gemma4_jax.sample.sampling import Filters, Settings, neutral_settings
+
+# Entries of a cache by [segment][slot], of full layers or of sliding ones alone; None for the others.
+Pool = Any
+Rings = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows being continued: `decode.DecodeState` without the pool."""
+
+    rings: Rings  # leaves [n, m, R, S, K, H]
+    length: Any  # int32 [R]
+    token: Any  # int32 [R]
+    done: Any  # bool [R]
+    generated: Any  # int32 [R]
+    limit: Any  # int32 [R]
+    settings: Settings
+
+
+def empty_pool(
+    config: ModelConfig,
+    pages: tuple[int, int],
+    dtype: Any,
+    compression: Compression,
+) -> Pool:
+    """pages: how many, and positions of each."""
+    entries = init_cache(config, 0, pages[1], dtype, compression, pages=pages).entries
+    return _split(config, entries)[0]
+
+
+def empty_rings(
+    config: ModelConfig,
+    rows: int,
+    context: int,
+    page: int,
+    dtype: Any,
+    compression: Compression,
+) -> Rings:
+    """Rings of rows of up to `context` positions."""
+    cache = init_cache(config, rows, context, dtype, compression, pages=(0, page), slack=page)
+    return _split(config, cache.entries)[1]
+
+
+def empty_rows(rings: Rings, rows: int) -> Rows:
+    """Rows that are done, over empty rings."""
+    zeros = jnp.zeros((rows,), jnp.int32)
+    done = jnp.ones((rows,), bool)
+    return Rows(rings, zeros, zeros, done, zeros, zeros, neutral_settings(rows))
+
+
+def prefill(
+    module: Transformer,
+    params: Params,
+    pool: Pool,
+    rings: Rings,
+    table: Int[Array, "r M"],
+    rows: Int[Array, " r"],
+    held: Int[Array, " r"],
+    tokens: Int[Array, "r C"],
+    count: Int[Array, " r"],
+) -> tuple[Pool, Rings, Float[Array, "r 1 D"], Int[Array, "r 1"]]:
+    """Append the first count[i] tokens to row rows[i] of the rings, which holds held[i].
+
+    Returns also the stream after the owning layers of each row's last token, and that token: what `first` needs
+    if the prompt ends here.
+    """
+    mine = _rings_of(rings, rows)
+    cache = Cache(_join(module.config, pool, mine), held, table)
+    before = decode.start_prefill(module, cache)
+    after = decode.prefill_chunk(module, params, before, tokens, count)
+    pool, mine = _split(module.config, after.cache.entries)
+    rings = jax.tree.map(lambda old, new: old.at[:, :, rows].set(new, mode="drop"), rings, mine)
+    return pool, rings, after.stream, after.token
+
+
+def first(
+    module: Transformer,
+    params: Params,
+    pool: Pool,
+    rings: Rings,
+    table: Int[Array, "r M"],
+    rows: Int[Array, " r"],
+    held: Int[Array, " r"],
+    stream: Float[Array, "r 1 D"],
+    token: Int[Array, "r 1"],
+    settings: Settings,
+    generated: Int[Array, " r"],
+    limit: Int[Array, " r"],
+    stop_ids: Int[Array, "r n"],
+    blocked: Bool[Array, " V"],
+    filters: Filters,
+) -> Chosen:
+    """The first token after each row's prompt.
+
+    generated: tokens chosen for the row before (it was interrupted, and they are part of the prompt now).
+    """
+    cache = Cache(_join(module.config, pool, _rings_of(rings, rows)), held, table)
+    read = PrefillState(cache, stream, token)
+    _, chosen = decode.finish_prefill(
+        module, params, read, settings, limit, stop_ids, blocked, filters, generated
+    )
+    return chosen
+
+
+def enter(
+    state: Rows,
+    row: Array,
+    rings: Rings,
+    place: Array,
+    length: Array,
+    token: Array,
+    generated: Array,
+    limit: Array,
+    settings: Settings,
+) -> Rows:
+    """The state with one more row: its rings from a place of other rings, its first token chosen.
+
+    settings: of that row alone, leaves [1].
+    """
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[row].set(new)
+
+    return Rows(
+        load(state.rings, rings, place, row),
+        put(state.length, length),
+        put(state.token, token),
+        put(state.done, jnp.zeros((), bool)),
+        put(state.generated, generated),
+        put(state.limit, limit),
+        jax.tree.map(lambda old, new: old.at[row].set(new[0]), state.settings, settings),
+    )
+
+
+def continue_rows(
+    module: Transformer,
+    params: Params,
+    pool: Pool,
+    state: Rows,
+    table: Int[Array, "R M"],
+    keep: Bool[Array, " R"],
+    steps: Int[Array, ""],
+    stop_ids: Int[Array, "R n"],
+    blocked: Bool[Array, " V"],
+    filters: Filters,
+    room: int,
+) -> tuple[Pool, Rows, Chosen]:
+    """`decode.decode` of all rows that are not done."""
+    cache = Cache(_join(module.config, pool, state.rings), state.length, table)
+    before = DecodeState(
+        cache, state.token, state.done, state.generated, state.limit, state.settings
+    )
+    after, chosen = decode.decode(
+        module, params, before, keep, steps, stop_ids, blocked, filters, room
+    )
+    pool, rings = _split(module.config, after.cache.entries)
+    length = after.cache.length
+    rows = Rows(
+        rings, length, after.token, after.done, after.generated, after.limit, after.settings
+    )
+    return pool, rows, chosen
+
+
+def resize(state: Rows, source: Int[Array, " R"], used: Bool[Array, " R"]) -> Rows:
+    """A state whose row i is row source[i] of this one, or an empty one where used[i] is False."""
+    rest = dataclasses.replace(state, rings=None)
+    moved = jax.tree.map(lambda leaf: leaf[source], rest)
+    rings = _rings_of(state.rings, source)
+    return dataclasses.replace(moved, rings=rings, done=moved.done | ~used)
+
+
+def load(to: Rings, rings: Rings, place: Array, row: Array) -> Rings:
+    """`to` with its row `row` as the row `place` of other rings."""
+    return jax.tree.map(lambda a, b: a.at[:, :, row].set(b[:, :, place]), to, rings)
+
+
+def _rings_of(rings: Rings, rows: Array) -> Rings:
+    return jax.tree.map(lambda leaf: leaf.at[:, :, rows].get(mode="clip"), rings)
+
+
+def _split(config: ModelConfig, entries: Any) -> tuple[Pool, Rings]:
+    def of(sliding: bool) -> Any:
+        return tuple(
+            tuple(
+                entry if (run.layer.kind == SLIDING) == sliding else None
+                for run, entry in zip(segment.pattern, slots, strict=True)
+            )
+            for segment, slots in zip(segments(config), entries, strict=True)
+        )
+
+    return of(False), of(True)
+
+
+def _join(config: ModelConfig, pool: Pool, rings: Rings) -> Any:
+    return tuple(
+        tuple(
+            ring if run.layer.kind == SLIDING else page
+            for run, page, ring in zip(segment.pattern, pages, slots, strict=True)
+        )
+        for segment, pages, slots in zip(segments(config), pool, rings, strict=True)
+    )
