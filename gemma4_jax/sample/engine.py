@@ -1,10 +1,10 @@
 """Continuous batching: requests that come and go at any step, over memory that is shared by need.
 
-`Engine.submit` puts a request in line and returns a stream of events. Whoever waits for events runs the engine,
-a step at a time: what has been cancelled leaves, what fits is admitted, one chunk of prompts is read, and all
-rows that decode go on by a few tokens. So nobody waits longer than a chunk for others' prompts. Full layers keep
-pages, taken as rows grow; if none are left, the request that came last gives its own back, goes back in line, and
-has its tokens read again as a prompt. Prompts that begin alike share pages (`paging.py`).
+`Engine.submit` puts a request in line and returns a stream of events (`stream.py`). Whoever waits for events
+runs the engine, a step at a time: what fits is admitted, one chunk of prompts is read, and all rows that decode
+go on by a few tokens. So nobody waits longer than a chunk for others' prompts. Full layers keep pages, taken as
+rows grow; if none are left, the request that came last gives its own back, stands in line again, and its tokens
+are read again as a prompt. Prompts that begin alike share pages (`paging.py`).
 
 A request gets the tokens that it gets alone: rows are independent, and noise depends on its own seed and step.
 Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `engine_programs.py`).
@@ -12,10 +12,9 @@ Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,20 +32,11 @@ from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options
 from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
 from gemma4_jax.sample.sampling import CANDIDATES, Filters
+from gemma4_jax.sample.stream import Event, Stream
 from gemma4_jax.sharding import mesh_of
 
 # Ids that may end a row; every program has room for so many.
 STOP_IDS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What is new of a request: text that is certain, the tokens behind it, and at the end the whole."""
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    completion: Completion | None = None
 
 
 @dataclass
@@ -66,66 +56,6 @@ class _Task:
     def chosen(self) -> int:
         """Tokens chosen so far."""
         return len(self.tokens) - len(self.row.request.prompt)
-
-
-class Stream(Iterator[Event], AsyncIterator[Event]):
-    """Events of one request, in a `for` or an `async for`; `completion` is there when they are over.
-
-    What the request did wrong is raised here, and nobody else notices.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._events: deque[Event] = deque()
-        self._error: UserError | None = None
-        self._ended = False
-        self.completion: Completion | None = None
-
-    def __next__(self) -> Event:
-        self._engine._advance(self)
-        return self._pop()
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        if not self.ready:
-            await asyncio.to_thread(self._engine._advance, self)
-        try:
-            return self._pop()
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the next event, or the end, is there without waiting."""
-        return bool(self._events) or self._ended
-
-    def result(self) -> Completion:
-        """The whole, when it is there."""
-        for _ in self:
-            pass
-        assert self.completion is not None
-        return self.completion
-
-    def cancel(self) -> None:
-        """Stop; what has been written so far is the completion, its finish_reason "cancelled"."""
-        self._engine._cancel(self)
-
-    def _put(self, event: Event) -> None:
-        self._events.append(event)
-        if event.completion is not None:
-            self.completion, self._ended = event.completion, True
-
-    def _fail(self, error: UserError) -> None:
-        self._error, self._ended = error, True
-
-    def _pop(self) -> Event:
-        if self._events:
-            return self._events.popleft()
-        if self._error is not None:
-            raise self._error
-        raise StopIteration
 
 
 class Engine:
@@ -227,7 +157,7 @@ class Engine:
         streams = []
         with self._lock:
             for row in rows:
-                stream = Stream(self)
+                stream = Stream(self.advance, self.cancel)
                 prompt = list(row.request.prompt)
                 self._waiting.append(_Task(row, self._submitted, prompt, stream))
                 self._submitted += 1
@@ -245,13 +175,14 @@ class Engine:
         if len(row.stop_ids) > STOP_IDS:
             raise UserError(f"at most {STOP_IDS} stop ids, got {len(row.stop_ids)}")
 
-    def _cancel(self, stream: Stream) -> None:
+    def cancel(self, stream: Stream) -> None:
+        """End a request; what it has got so far stays."""
         with self._lock:
             for task in [*self._waiting, *self._active()]:
                 if task.stream is stream:
                     self._end(task, "cancelled")
 
-    def _advance(self, stream: Stream) -> None:
+    def advance(self, stream: Stream) -> None:
         """Run until the stream has something to say."""
         while not stream.ready:
             with self._lock:
@@ -304,7 +235,7 @@ class Engine:
         prefix = self.pages.find(task.tokens)
         self.pages.reuse(prefix, task.tokens)
         wanted = self._pages_for(len(task.tokens)) - len(prefix.pages)
-        # Rows that decode will want a page each before long; taking the last ones would only interrupt somebody.
+        # Everybody else will want a page before long; taking the last ones would only interrupt somebody.
         spare = len(self._active())
         fresh = (
             self.pages.take(wanted) if wanted + spare <= self.pages.available or not spare else None
@@ -337,6 +268,7 @@ class Engine:
         for i, task in enumerate(tasks):
             part = task.tokens[task.held : task.held + size]
             tokens[i, : len(part)], count[i] = part, len(part)
+            assert task.reading is not None
             places[i], held[i] = task.reading, task.held
         self._pool, self._reading_rings, stream, last = programs.prefill(
             self.model.module, self._params, self._pool, self._reading_rings, table, places, held, tokens, count
@@ -349,7 +281,7 @@ class Engine:
             self._first_tokens(tasks, table, places, stream, last)
 
     def _chunk(self, tasks: list[_Task]) -> tuple[list[_Task], int, int]:
-        """Which of the tasks to read from, and the program's rows and tokens: the oldest, and who fits beside it."""
+        """Which tasks to read from (the oldest, and who fits beside it), and the program's rows and tokens."""
         rest = len(tasks[0].tokens) - tasks[0].held
         size = min((t for _, t in self._sizes if t >= rest), default=self._sizes[-1][1])
         most = max(rows for rows, tokens in self._sizes if tokens == size)
@@ -442,7 +374,7 @@ class Engine:
         """What a program chose for a task, to its stream."""
         if not np.isfinite(logprobs).all():
             self._leave(task)
-            task.stream._fail(
+            task.stream.fail(
                 UserError(
                     "the model's logits are not finite (NaN or infinity); look for damaged weights, or "
                     "compute in float32"
@@ -473,7 +405,7 @@ class Engine:
         self, task: _Task, text: str, before: int, completion: Completion | None = None
     ) -> None:
         row = task.row
-        task.stream._put(
+        task.stream.put(
             Event(
                 text=text,
                 tokens=row.tokens[before:],
@@ -537,8 +469,8 @@ class Engine:
     def warm_up(self) -> None:
         """Compile every program now, by running it on nothing.
 
-        Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at most 64
-        bring programs of their own.
+        Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at
+        most 64 bring programs of their own.
         """
         with self._lock:
             if not self.idle:

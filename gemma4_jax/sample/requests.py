@@ -14,6 +14,7 @@ from gemma4_jax.errors import UserError
 
 _Reader = Callable[[Any], Any]  # a number, or None for what is none
 _Test = Callable[[Any], bool]
+MOST_STOP_STRINGS = 256
 # One value for all prompts, or a sequence with one for each.
 Whole = int | Sequence[int]
 Real = float | int | Sequence[float | int]
@@ -54,6 +55,10 @@ class Options:
         strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if isinstance(self.stop, str) and not self.stop:
             raise UserError("a stop string must not be empty; leave stop out for none")
+        if len(strings) > MOST_STOP_STRINGS:
+            raise UserError(
+                f"{len(strings)} stop strings, at most {MOST_STOP_STRINGS}: each is looked for after every token"
+            )
         for string in strings:
             if not isinstance(string, str) or not string:
                 raise UserError(f"stop strings must be text and not empty, got {string!r}")
