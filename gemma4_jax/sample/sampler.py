@@ -19,10 +19,14 @@ from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.sample import programs
+from gemma4_jax.sample.constraints import Constraint
+from gemma4_jax.sample.matcher import Matcher, compile_constraint
 from gemma4_jax.sample.prompts import Prompt, as_list, encode
 from gemma4_jax.sample.requests import Options, Real, Request, Whole, requests
 from gemma4_jax.sample.stopping import RowText
+from gemma4_jax.sample.tool_choice import ToolChoice, constraint_of, forbidden_ids
 from gemma4_jax.sharding import mesh_of
+from gemma4_jax.text.token_parse import start_of
 
 # Where the host has a say in when a row ends, it has to look in more often: rows run on until it does.
 _STEPS_BETWEEN_LOOKS = 8
@@ -52,6 +56,7 @@ class _Row:
     request: Request
     text: RowText
     stop_ids: frozenset[int]
+    matcher: Matcher | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = ""
@@ -152,6 +157,8 @@ class Sampler:
         *,
         enable_thinking: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
         use_checkpoint_template: bool = False,
         on_text: Callable[[int, str], object] | None = None,
     ) -> list[Completion]:
@@ -169,13 +176,22 @@ class Sampler:
         options = Options(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             seed=seed, ignore_eos=ignore_eos, stop=stop, stop_ids=stop_ids, enable_thinking=enable_thinking,
-            tools=tools, use_checkpoint_template=use_checkpoint_template,
+            tools=tools, tool_choice=tool_choice, constraint=constraint,
+            use_checkpoint_template=use_checkpoint_template,
         )  # fmt: skip
         rows, plan = self._prepare(as_list(prompts), options)
         host_decides = bool(options.stop_strings) or on_text is not None
         steps = _STEPS_BETWEEN_LOOKS if host_decides else programs.DISPATCH_STEPS
         # Prompts of like length run together: chunks and caches are as long as the longest needs.
-        order = sorted(rows, key=lambda row: (len(row.request.prompt), row.request.max_new_tokens))
+        # Constrained rows go step by step; the others need not.
+        order = sorted(
+            rows,
+            key=lambda row: (
+                row.matcher is not None,
+                len(row.request.prompt),
+                row.request.max_new_tokens,
+            ),
+        )
         for start in range(0, len(order), self._max_batch):
             for row, piece in self._run(order[start : start + self._max_batch], plan, steps):
                 if on_text is not None and piece:
@@ -197,10 +213,17 @@ class Sampler:
             )
         stop_ids = _stop_ids(model, options)
         encoded = [encode(model, prompt, options) for prompt in prompts]
+        asked = requests(model.config, encoded, options)
+        matchers = self._matchers(options, encoded, stop_ids)
         rows = [
-            _Row(request, RowText(model.tokenizer, strings), frozenset(stop_ids))
-            for request in requests(model.config, encoded, options)
+            _Row(request, RowText(model.tokenizer, strings), frozenset(stop_ids), matcher)
+            for request, matcher in zip(asked, matchers, strict=True)
         ]
+        blocked = self._blocked
+        if model.tokenizer is not None and (
+            forbidden := forbidden_ids(options.tool_choice, model.tokenizer)
+        ):
+            blocked = self._placed(_blocked(model, forbidden))
         # A multiple of 8 entries: the number of stop ids must not decide which program runs.
         padded = [*stop_ids, *(-1,) * (-len(stop_ids) % 8 or 8 * (not stop_ids))]
         plan = programs.Plan(
@@ -208,10 +231,39 @@ class Sampler:
             cache_dtype=self._cache_dtype,
             prefill_chunk=self._prefill_chunk,
             stop_ids=self._placed(np.array(padded, np.int32)),
-            blocked=self._blocked,
+            blocked=blocked,
             mesh=self._mesh,
         )
         return rows, plan
+
+    def _matchers(
+        self, options: Options, prompts: Sequence[list[int]], stop_ids: Sequence[int]
+    ) -> list[Matcher | None]:
+        """A fresh matcher for every prompt whose output is constrained."""
+        model = self.model
+        wanted = options.constraints(len(prompts))
+        if model.tokenizer is None:
+            if any(wanted) or options.tool_choice != "auto":
+                raise UserError("this model has no tokenizer: a constraint has no text to hold for")
+            return [None] * len(prompts)
+        calls = constraint_of(options.tool_choice, options.tools, model.tokenizer)
+        if calls is not None and any(wanted):
+            raise UserError(
+                "constraint and tool_choice both say what the output is; drop one of them"
+            )
+        tokenizer = model.tokenizer
+        return [
+            None
+            if (constraint := calls or given) is None
+            else compile_constraint(
+                constraint,
+                tokenizer,
+                vocab_size=model.config.vocab_size,
+                stop_ids=stop_ids,
+                start=start_of(tokenizer, prompt),
+            )
+            for prompt, given in zip(prompts, wanted, strict=True)
+        ]
 
     def _placed(self, values: np.ndarray) -> jax.Array:
         """Where the parameters are, whole on every device."""
@@ -226,14 +278,18 @@ class Sampler:
         """
         rows, plan = self._prepare(prompts, Options(**options))
         asked = [row.request for row in rows]
-        return programs.run(self.model.module, self._params, plan, asked, programs.DISPATCH_STEPS)
+        matchers = [row.matcher for row in rows]
+        return programs.run(
+            self.model.module, self._params, plan, asked, programs.DISPATCH_STEPS, matchers
+        )
 
     def _run(
         self, rows: Sequence[_Row], plan: programs.Plan, steps: int
     ) -> Iterator[tuple[_Row, str]]:
         """Run a batch to its end; yields each row with its new text after every program call."""
         asked = [row.request for row in rows]
-        dispatches = programs.run(self.model.module, self._params, plan, asked, steps)
+        matchers = [row.matcher for row in rows]
+        dispatches = programs.run(self.model.module, self._params, plan, asked, steps, matchers)
         keep = None
         while True:
             try:
@@ -267,10 +323,10 @@ def _stop_ids(model: Model, options: Options) -> tuple[int, ...]:
     return tuple(int(i) for i in options.stop_ids)
 
 
-def _blocked(model: Model) -> np.ndarray:
-    """Ids that are never generated: what the configuration suppresses, and what has no text."""
+def _blocked(model: Model, forbidden: Sequence[int] = ()) -> np.ndarray:
+    """Ids that are never generated: what the configuration suppresses, what has no text, and others."""
     blocked = np.zeros(model.config.vocab_size, bool)
-    blocked[list(model.config.token_ids.suppress)] = True
+    blocked[[*model.config.token_ids.suppress, *forbidden]] = True
     if model.tokenizer is not None:
         blocked[model.tokenizer.vocab_size :] = True
     return blocked
