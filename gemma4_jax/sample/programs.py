@@ -22,6 +22,8 @@ from gemma4_jax.model.cache import Cache, Compression, entry_axes, init_cache
 from gemma4_jax.model.layout import segments
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import buckets, decode
+from gemma4_jax.sample.masks import BatchMasks
+from gemma4_jax.sample.matcher import Matcher
 from gemma4_jax.sample.requests import Request
 from gemma4_jax.sample.sampling import Filters, Settings, filters_for, row_keys
 from gemma4_jax.sharding import TOKENS, AnyMesh, batch_spec, current_mesh, over, rows_over, spec
@@ -45,6 +47,16 @@ def finish_prefill(module: Transformer, *args: Any, **options: Any) -> Any:
 def decode_steps(module: Transformer, *args: Any, **options: Any) -> Any:
     """`decode.decode`; what it chose is whole on every device."""
     going, chosen = decode.decode(module, *args, **options)
+    return going, on_every_device(chosen)
+
+
+advance = jax.jit(decode.advance, static_argnums=0, donate_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="filters", donate_argnums=2)
+def choose(module: Transformer, *args: Any, **options: Any) -> Any:
+    """`decode.choose`; what it chose is whole on every device."""
+    going, chosen = decode.choose(module, *args, **options)
     return going, on_every_device(chosen)
 
 
@@ -103,12 +115,18 @@ class Dispatch:
 
 
 def run(
-    module: Transformer, params: Any, plan: Plan, requests: Sequence[Request], steps: int
+    module: Transformer,
+    params: Any,
+    plan: Plan,
+    requests: Sequence[Request],
+    steps: int,
+    matchers: Sequence[Matcher | None] = (),
 ) -> Generator[Dispatch, np.ndarray | None, None]:
     """Tokens of a batch, a dispatch at a time, until every row is done.
 
-    The caller may `send` a bool array [len(requests)]: rows with False are ended. Chosen's rows beyond
-    the requests are padding.
+    matchers: of the requests' constraints; with any, a dispatch has one step, and masks are made while the
+    model runs. The caller may `send` a bool array [len(requests)]: rows with False are ended. Chosen's
+    rows beyond the requests are padding.
     """
     # One bfloat16 row is not padded to two for XLA:CPU's sake: whole models decode a single bfloat16 row
     # about as fast as a float32 one, and padding loses a third on jax 0.10 (it gains a sixth on 0.12).
@@ -139,6 +157,9 @@ def run(
 
     settings, filters = _settings(requests, padding)
     limit = np.array([r.max_new_tokens for r in requests] + [0] * padding, np.int32)
+    masks = None
+    if any(matcher is not None for matcher in matchers):
+        masks = BatchMasks(matchers, rows, module.config.vocab_size)
     going, chosen = on_mesh(
         finish_prefill,
         module,
@@ -149,6 +170,7 @@ def run(
         plan.stop_ids,
         plan.blocked,
         filters=filters,
+        mask=None if masks is None else masks.next(None, limit > 0),
     )
     while True:
         tokens, logprobs, count, done = jax.device_get(
@@ -160,6 +182,13 @@ def run(
             keep[: len(requests)] = answer
         if np.all(done | ~keep):
             return
+        if masks is not None:
+            going, hidden = on_mesh(advance, module, params, going, keep)
+            mask = masks.next(tokens[0], ~done & keep)
+            going, chosen = on_mesh(
+                choose, module, params, going, hidden, mask, plan.stop_ids, plan.blocked, filters=filters
+            )  # fmt: skip
+            continue
         going, chosen = on_mesh(
             decode_steps, module, params, going, keep, np.int32(steps), plan.stop_ids, plan.blocked,
             filters=filters, room=DISPATCH_STEPS,

@@ -11,10 +11,14 @@ import numpy as np
 
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
+from gemma4_jax.sample.constraints import Constraint
+from gemma4_jax.sample.tool_choice import ToolChoice
+
+#: More than people have ever asked for, few enough to be looked for at every token.
+MOST_STOP_STRINGS = 64
 
 _Reader = Callable[[Any], Any]  # a number, or None for what is none
 _Test = Callable[[Any], bool]
-MOST_STOP_STRINGS = 256
 # One value for all prompts, or a sequence with one for each.
 Whole = int | Sequence[int]
 Real = float | int | Sequence[float | int]
@@ -32,7 +36,11 @@ class Options:
     ignore_eos: no id ends a text; stop strings and max_new_tokens still do.
     stop: strings that end a text and are not part of it.
     stop_ids: ids that end a text, instead of those of the tokenizer and the configuration.
-    enable_thinking, tools: for message lists. use_checkpoint_template: render message lists with the
+    enable_thinking, tools: for message lists. tool_choice: auto, none, required or a tool's name
+      (`tool_choice.py`); required and a name constrain the output to calls.
+    constraint: what an output must look like (`constraints.py`), one for all prompts, or one or None for
+      every prompt. A text that it ends has finish_reason "stop" and keeps it; "length" is a beginning.
+    use_checkpoint_template: render message lists with the
       checkpoint's own jinja template, not with ours.
     """
 
@@ -47,6 +55,8 @@ class Options:
     stop_ids: Sequence[int] | None = None
     enable_thinking: bool = False
     tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: ToolChoice = "auto"
+    constraint: Constraint | Sequence[Constraint | None] | None = None
     use_checkpoint_template: bool = False
 
     @property
@@ -55,14 +65,27 @@ class Options:
         strings = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if isinstance(self.stop, str) and not self.stop:
             raise UserError("a stop string must not be empty; leave stop out for none")
-        if len(strings) > MOST_STOP_STRINGS:
-            raise UserError(
-                f"{len(strings)} stop strings, at most {MOST_STOP_STRINGS}: each is looked for after every token"
-            )
         for string in strings:
             if not isinstance(string, str) or not string:
                 raise UserError(f"stop strings must be text and not empty, got {string!r}")
+        if len(strings) > MOST_STOP_STRINGS:
+            raise UserError(
+                f"{len(strings)} stop strings are more than {MOST_STOP_STRINGS}: all are looked for at "
+                "every token; give fewer, or stop_ids"
+            )
         return strings
+
+    def constraints(self, count: int) -> list[Constraint | None]:
+        """The constraint of each of `count` prompts, checked against the other options."""
+        given = self.constraint
+        each = [given] * count if given is None or isinstance(given, Constraint) else list(given)
+        if len(each) != count:
+            raise UserError(
+                f"constraint has {len(each)} values for {count} prompts; give one, or one each"
+            )
+        if self.stop_strings and any(each):
+            raise UserError("a stop string would cut a constrained output short; leave stop out")
+        return each
 
 
 @dataclass(frozen=True, kw_only=True)

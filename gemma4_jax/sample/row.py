@@ -9,9 +9,12 @@ import numpy as np
 
 from gemma4_jax.build import Model
 from gemma4_jax.errors import UserError
+from gemma4_jax.sample.matcher import Matcher, compile_constraint
 from gemma4_jax.sample.prompts import Prompt, encode
 from gemma4_jax.sample.requests import Options, Request, requests
 from gemma4_jax.sample.stopping import RowText
+from gemma4_jax.sample.tool_choice import constraint_of, forbidden_ids
+from gemma4_jax.text.token_parse import start_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class Row:
     request: Request
     text: RowText
     stop_ids: tuple[int, ...]
+    matcher: Matcher | None = None  # of its constraint
+    forbidden: tuple[int, ...] = ()  # ids that this request must not choose
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = ""
@@ -84,9 +89,41 @@ def rows_for(model: Model, prompts: Sequence[Prompt], options: Options) -> list[
         raise UserError("this model has no tokenizer: end texts with stop_ids, not stop strings")
     stop_ids = _stop_ids(model, options)
     encoded = [encode(model, prompt, options) for prompt in prompts]
+    asked = requests(model.config, encoded, options)
+    matchers = _matchers(model, options, encoded, stop_ids)
+    forbidden: tuple[int, ...] = ()
+    if model.tokenizer is not None:
+        forbidden = tuple(forbidden_ids(options.tool_choice, model.tokenizer))
     return [
-        Row(request, RowText(model.tokenizer, strings), stop_ids)
-        for request in requests(model.config, encoded, options)
+        Row(request, RowText(model.tokenizer, strings), stop_ids, matcher, forbidden)
+        for request, matcher in zip(asked, matchers, strict=True)
+    ]
+
+
+def _matchers(
+    model: Model, options: Options, prompts: Sequence[list[int]], stop_ids: Sequence[int]
+) -> list[Matcher | None]:
+    """A fresh matcher for every prompt whose output is constrained."""
+    wanted = options.constraints(len(prompts))
+    if model.tokenizer is None:
+        if any(wanted) or options.tool_choice != "auto":
+            raise UserError("this model has no tokenizer: a constraint has no text to hold for")
+        return [None] * len(prompts)
+    calls = constraint_of(options.tool_choice, options.tools, model.tokenizer)
+    if calls is not None and any(wanted):
+        raise UserError("constraint and tool_choice both say what the output is; drop one of them")
+    tokenizer = model.tokenizer
+    return [
+        None
+        if (constraint := calls or given) is None
+        else compile_constraint(
+            constraint,
+            tokenizer,
+            vocab_size=model.config.vocab_size,
+            stop_ids=stop_ids,
+            start=start_of(tokenizer, prompt),
+        )
+        for prompt, given in zip(prompts, wanted, strict=True)
     ]
 
 
@@ -104,10 +141,10 @@ def _stop_ids(model: Model, options: Options) -> tuple[int, ...]:
     return tuple(int(i) for i in options.stop_ids)
 
 
-def blocked_ids(model: Model) -> np.ndarray:
-    """Ids that are never generated: what the configuration suppresses, and what has no text."""
+def blocked_ids(model: Model, forbidden: Sequence[int] = ()) -> np.ndarray:
+    """Ids that are never generated: what the configuration suppresses, what has no text, and others."""
     blocked = np.zeros(model.config.vocab_size, bool)
-    blocked[list(model.config.token_ids.suppress)] = True
+    blocked[[*model.config.token_ids.suppress, *forbidden]] = True
     if model.tokenizer is not None:
         blocked[model.tokenizer.vocab_size :] = True
     return blocked

@@ -18,9 +18,11 @@ from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.sample import programs
+from gemma4_jax.sample.constraints import Constraint
 from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options, Real, Whole
 from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
+from gemma4_jax.sample.tool_choice import ToolChoice
 from gemma4_jax.sharding import mesh_of
 
 # Where the host has a say in when a row ends, it has to look in more often: rows run on until it does.
@@ -94,6 +96,8 @@ class Sampler:
         *,
         enable_thinking: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice = "auto",
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
         use_checkpoint_template: bool = False,
         on_text: Callable[[int, str], object] | None = None,
     ) -> list[Completion]:
@@ -111,13 +115,22 @@ class Sampler:
         options = Options(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             seed=seed, ignore_eos=ignore_eos, stop=stop, stop_ids=stop_ids, enable_thinking=enable_thinking,
-            tools=tools, use_checkpoint_template=use_checkpoint_template,
+            tools=tools, tool_choice=tool_choice, constraint=constraint,
+            use_checkpoint_template=use_checkpoint_template,
         )  # fmt: skip
         rows, plan = self._prepare(as_list(prompts), options)
         host_decides = bool(options.stop_strings) or on_text is not None
         steps = _STEPS_BETWEEN_LOOKS if host_decides else programs.DISPATCH_STEPS
         # Prompts of like length run together: chunks and caches are as long as the longest needs.
-        order = sorted(rows, key=lambda row: (len(row.request.prompt), row.request.max_new_tokens))
+        # Constrained rows go step by step; the others need not.
+        order = sorted(
+            rows,
+            key=lambda row: (
+                row.matcher is not None,
+                len(row.request.prompt),
+                row.request.max_new_tokens,
+            ),
+        )
         for start in range(0, len(order), self._max_batch):
             for row, piece in self._run(order[start : start + self._max_batch], plan, steps):
                 if on_text is not None and piece:
@@ -134,6 +147,9 @@ class Sampler:
     ) -> tuple[list[Row], programs.Plan]:
         rows = rows_for(self.model, prompts, options)
         stop_ids = rows[0].stop_ids if rows else ()
+        blocked = self._blocked
+        if rows and rows[0].forbidden:
+            blocked = self._placed(blocked_ids(self.model, rows[0].forbidden))
         # A multiple of 8 entries: the number of stop ids must not decide which program runs.
         padded = [*stop_ids, *(-1,) * (-len(stop_ids) % 8 or 8 * (not stop_ids))]
         plan = programs.Plan(
@@ -141,7 +157,7 @@ class Sampler:
             cache_dtype=self._cache_dtype,
             prefill_chunk=self._prefill_chunk,
             stop_ids=self._placed(np.array(padded, np.int32)),
-            blocked=self._blocked,
+            blocked=blocked,
             mesh=self._mesh,
         )
         return rows, plan
@@ -159,14 +175,18 @@ class Sampler:
         """
         rows, plan = self._prepare(prompts, Options(**options))
         asked = [row.request for row in rows]
-        return programs.run(self.model.module, self._params, plan, asked, programs.DISPATCH_STEPS)
+        matchers = [row.matcher for row in rows]
+        return programs.run(
+            self.model.module, self._params, plan, asked, programs.DISPATCH_STEPS, matchers
+        )
 
     def _run(
         self, rows: Sequence[Row], plan: programs.Plan, steps: int
     ) -> Iterator[tuple[Row, str]]:
         """Run a batch to its end; yields each row with its new text after every program call."""
         asked = [row.request for row in rows]
-        dispatches = programs.run(self.model.module, self._params, plan, asked, steps)
+        matchers = [row.matcher for row in rows]
+        dispatches = programs.run(self.model.module, self._params, plan, asked, steps, matchers)
         keep = None
         while True:
             try:

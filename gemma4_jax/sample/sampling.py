@@ -9,7 +9,7 @@ whole vocabulary. Neither sorts it: 262 144 logits sort in 120 ms on one CPU cor
 Randomness is Gumbel noise that depends on a row's key, its step and the token's id alone: a row draws the
 same tokens whatever else is in the batch and whichever of the two ways its candidates are found.
 
-Letters: B batch, V vocabulary, C candidates.
+Letters: B batch, V vocabulary, C candidates, W = ceil(V / 32) words of a mask.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 # Noise is drawn for blocks of so many ids: candidates pay for their own blocks only.
 _NOISE_BLOCK = 128
@@ -103,15 +103,19 @@ def sample(
     step: Int[Array, " B"],
     filters: Filters,
     blocked: Bool[Array, " V"] | None = None,
+    mask: Int32[Array, "B W"] | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """The next token of every row, and its log-probability.
 
     step: number of the token in its row, which the noise depends on. blocked: ids that are never chosen.
+    mask: those a row may choose, bit i % 32 of its word i // 32 for id i; at least one that is not blocked.
     The log-probability is the model's own: float32, at temperature 1, before any filter or block. It is
     not finite if and only if the logits are not.
     """
     logits = logits.astype(jnp.float32)
     allowed = logits if blocked is None else jnp.where(blocked, -jnp.inf, logits)
+    if mask is not None:
+        allowed = jnp.where(unpacked(mask, logits.shape[-1]), allowed, -jnp.inf)
     if not filters.sampled:
         token = jnp.argmax(allowed, axis=-1)
     else:
@@ -119,6 +123,12 @@ def sample(
     token = token.astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def unpacked(mask: Int32[Array, "B W"], vocab_size: int) -> Bool[Array, "B V"]:
+    """A bit for every id, from words of 32."""
+    bits = (mask[..., None] >> jnp.arange(32, dtype=jnp.int32)) & 1
+    return bits.reshape(mask.shape[0], -1)[:, :vocab_size].astype(bool)
 
 
 def _draw(allowed: Array, settings: Settings, step: Array, filters: Filters) -> Array:
