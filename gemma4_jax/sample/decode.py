@@ -24,7 +24,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from gemma4_jax.model.cache import Cache
 from gemma4_jax.model.transformer import Transformer
-from gemma4_jax.sample.sampling import Filters, Settings, sample
+from gemma4_jax.sample.penalties import counted
+from gemma4_jax.sample.sampling import Drawn, Filters, Settings, sample
 
 Params = dict[str, Any]
 
@@ -59,8 +60,7 @@ class DecodeState:
 class Chosen:
     """Tokens of one dispatch. A row's are its first `count`; the rest means nothing."""
 
-    tokens: Any  # int32 [S, B]
-    logprobs: Any  # float32 [S, B]; not finite where the model's numbers are not
+    drawn: Drawn  # leaves [S, B, ...]
     count: Any  # int32 [B]
     done: Any  # bool [B]: after these tokens
 
@@ -112,11 +112,12 @@ def finish_prefill(
     """
     hidden = _apply(module, params, "borrow", state.stream, state.token, state.cache)
     before = jnp.zeros_like(limit) if generated is None else generated
-    token, logprob = _choose(module, params, hidden, settings, before, blocked, filters, mask)
+    drawn = _choose(module, params, hidden, settings, before, blocked, filters, mask)
     count = (limit > 0).astype(jnp.int32)
-    done = (limit <= before + 1) | _is_stop(token, stop_ids)
-    next_state = DecodeState(state.cache, token, done, before + count, limit, settings)
-    return next_state, Chosen(token[None], logprob[None], count, done)
+    done = (limit <= before + 1) | _is_stop(drawn.token, stop_ids)
+    settings = _counted(settings, drawn.token, limit > 0)
+    next_state = DecodeState(state.cache, drawn.token, done, before + count, limit, settings)
+    return next_state, Chosen(_one_step(drawn), count, done)
 
 
 def decode(
@@ -135,26 +136,20 @@ def decode(
     keep: False ends a row before the first step (the host found a stop string, or nobody listens). Stops
     early once every row is done.
     """
-    batch = state.token.shape[0]
     start = dataclasses.replace(state, done=state.done | ~keep)
-    tokens = jnp.zeros((room, batch), jnp.int32)
-    logprobs = jnp.zeros((room, batch), jnp.float32)
+    drawn = _room(room, state.token.shape[0], filters.top)
 
-    def going(carry: tuple[Array, DecodeState, Array, Array]) -> Array:
+    def going(carry: tuple[Array, DecodeState, Drawn]) -> Array:
         return (carry[0] < jnp.minimum(steps, room)) & ~jnp.all(carry[1].done)
 
-    def step(
-        carry: tuple[Array, DecodeState, Array, Array],
-    ) -> tuple[Array, DecodeState, Array, Array]:
-        i, now, tokens, logprobs = carry
+    def step(carry: tuple[Array, DecodeState, Drawn]) -> tuple[Array, DecodeState, Drawn]:
+        i, now, drawn = carry
         moved, hidden = _forward(module, params, now)
-        after, logprob = _next(module, params, moved, hidden, stop_ids, blocked, filters, None)
-        return i + 1, after, tokens.at[i].set(after.token), logprobs.at[i].set(logprob)
+        after, new = _next(module, params, moved, hidden, stop_ids, blocked, filters, None)
+        return i + 1, after, jax.tree.map(lambda all, one: all.at[i].set(one), drawn, new)
 
-    _, end, tokens, logprobs = jax.lax.while_loop(
-        going, step, (jnp.int32(0), start, tokens, logprobs)
-    )
-    return end, Chosen(tokens, logprobs, end.generated - state.generated, end.done)
+    _, end, drawn = jax.lax.while_loop(going, step, (jnp.int32(0), start, drawn))
+    return end, Chosen(drawn, end.generated - state.generated, end.done)
 
 
 def advance(
@@ -175,9 +170,18 @@ def choose(
     filters: Filters,
 ) -> tuple[DecodeState, Chosen]:
     """The second half of a step: the next token of every row, among those of its mask."""
-    after, logprob = _next(module, params, state, hidden, stop_ids, blocked, filters, mask)
-    count = after.generated - state.generated
-    return after, Chosen(after.token[None], logprob[None], count, after.done)
+    after, drawn = _next(module, params, state, hidden, stop_ids, blocked, filters, mask)
+    return after, Chosen(_one_step(drawn), after.generated - state.generated, after.done)
+
+
+def _room(steps: int, rows: int, top: int) -> Drawn:
+    whole, real = jnp.zeros((steps, rows), jnp.int32), jnp.zeros((steps, rows), jnp.float32)
+    alternatives = jnp.zeros((steps, rows, top), jnp.float32)
+    return Drawn(whole, real, alternatives.astype(jnp.int32), alternatives)
+
+
+def _one_step(drawn: Drawn) -> Drawn:
+    return jax.tree.map(lambda leaf: leaf[None], drawn)
 
 
 def _forward(module: Transformer, params: Params, state: DecodeState) -> tuple[DecodeState, Array]:
@@ -195,14 +199,20 @@ def _next(
     blocked: Array,
     filters: Filters,
     mask: Array | None,
-) -> tuple[DecodeState, Array]:
-    token, logprob = _choose(
-        module, params, hidden, state.settings, state.generated, blocked, filters, mask
-    )
+) -> tuple[DecodeState, Drawn]:
+    drawn = _choose(module, params, hidden, state.settings, state.generated, blocked, filters, mask)
     generated = state.generated + ~state.done
-    done = state.done | (generated >= state.limit) | _is_stop(token, stop_ids)
-    token = jnp.where(state.done, state.token, token)
-    return dataclasses.replace(state, token=token, done=done, generated=generated), logprob
+    done = state.done | (generated >= state.limit) | _is_stop(drawn.token, stop_ids)
+    token = jnp.where(state.done, state.token, drawn.token)
+    settings = _counted(state.settings, token, ~state.done)
+    after = DecodeState(state.cache, token, done, generated, state.limit, settings)
+    return after, dataclasses.replace(drawn, token=token)
+
+
+def _counted(settings: Settings, token: Array, chosen: Array) -> Settings:
+    if settings.penalties is None:
+        return settings
+    return dataclasses.replace(settings, penalties=counted(settings.penalties, token, chosen))
 
 
 def _choose(
@@ -214,7 +224,7 @@ def _choose(
     blocked: Array,
     filters: Filters,
     mask: Array | None,
-) -> tuple[Array, Array]:
+) -> Drawn:
     logits = _apply(module, params, "logits", hidden)
     return sample(logits[:, 0], settings, step, filters, blocked, mask)
 

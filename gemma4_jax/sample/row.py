@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,14 @@ from gemma4_jax.sample.tool_choice import constraint_of, forbidden_ids
 from gemma4_jax.text.token_parse import start_of
 
 
+class Token(NamedTuple):
+    """A chosen id, its log-probability, and the likeliest ids with theirs, as many as were asked for."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """What a model wrote.
@@ -25,13 +35,15 @@ class Completion:
     if the model has no tokenizer. tokens: every id generated, the stop id included; where a stop string
     ended the text, up to the token that completed it. logprobs: of those tokens, natural logarithm, as
     the model gives them at temperature 1 before any filter. finish_reason: "stop" (a stop id or a stop
-    string), "length" (max_new_tokens), or from an engine "cancelled".
+    string), "length" (max_new_tokens), or from an engine "cancelled". top_logprobs: at each token, the
+    likeliest ids and their log-probabilities; empty where none were asked for.
     """
 
     text: str
     tokens: list[int]
     logprobs: list[float]
     finish_reason: str
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
 
 
 @dataclass
@@ -43,25 +55,31 @@ class Row:
     stop_ids: tuple[int, ...]
     matcher: Matcher | None = None  # of its constraint
     forbidden: tuple[int, ...] = ()  # ids that this request must not choose
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    chosen: list[Token] = field(default_factory=list)
     finish_reason: str = ""
 
-    def push(self, tokens: Sequence[int], logprobs: Sequence[float]) -> str:
-        """Take a dispatch's tokens, up to what ends the row; returns the new text."""
+    def push(self, tokens: Sequence[Token]) -> str:
+        """Take a dispatch's tokens, up to what ends the row; returns the new text.
+
+        Raises UserError if the model's numbers are not finite.
+        """
+        if not all(math.isfinite(token.logprob) for token in tokens):
+            raise UserError(
+                f"the model's logits for prompt {self.request.index} are not finite (NaN or "
+                "infinity); look for damaged weights, or compute in float32"
+            )
         pieces = []
-        for token, logprob in zip(tokens, logprobs, strict=True):
+        for token in tokens:
             if self.finish_reason:
                 break
-            self.tokens.append(token)
-            self.logprobs.append(logprob)
-            if token in self.stop_ids:
+            self.chosen.append(token)
+            if token.id in self.stop_ids:
                 self.finish_reason = "stop"
                 break
-            pieces.append(self.text.push(token))
+            pieces.append(self.text.push(token.id))
             if self.text.stopped:
                 self.finish_reason = "stop"
-            elif len(self.tokens) == self.request.max_new_tokens:
+            elif len(self.chosen) == self.request.max_new_tokens:
                 self.finish_reason = "length"
         if self.finish_reason:
             pieces.append(self.text.finish())
@@ -76,9 +94,10 @@ class Row:
         """The result."""
         return Completion(
             text=self.text.text,
-            tokens=self.tokens,
-            logprobs=self.logprobs,
+            tokens=[token.id for token in self.chosen],
+            logprobs=[token.logprob for token in self.chosen],
             finish_reason=self.finish_reason,
+            top_logprobs=[token.top for token in self.chosen if token.top],
         )
 
 

@@ -6,7 +6,7 @@ that come and go while others run, and sharing of memory between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,11 +18,9 @@ from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.sample import programs
-from gemma4_jax.sample.constraints import Constraint
 from gemma4_jax.sample.prompts import Prompt, as_list
-from gemma4_jax.sample.requests import Options, Real, Whole
+from gemma4_jax.sample.requests import Options
 from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
-from gemma4_jax.sample.tool_choice import ToolChoice
 from gemma4_jax.sharding import mesh_of
 
 # Where the host has a say in when a row ends, it has to look in more often: rows run on until it does.
@@ -84,42 +82,24 @@ class Sampler:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        max_new_tokens: Whole = 64,
-        temperature: Real = 0.0,
-        top_k: Whole | None = None,
-        top_p: Real | None = None,
-        min_p: Real | None = None,
-        seed: Whole = 0,
-        ignore_eos: bool = False,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
         *,
-        enable_thinking: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: ToolChoice = "auto",
-        constraint: Constraint | Sequence[Constraint | None] | None = None,
-        use_checkpoint_template: bool = False,
         on_text: Callable[[int, str], object] | None = None,
+        **options: Any,
     ) -> list[Completion]:
         """Continue every prompt; completions in the prompts' order.
 
         Args:
           prompts: raw text (control tokens count, `<bos>` is put first if missing), message lists (go
             through the chat format) or token ids (go in as they are): one of these, or a list of them.
-          max_new_tokens ... use_checkpoint_template: see `requests.Options`.
           on_text: called with a prompt's index and each new piece of its text.
+          options: fields of `requests.Options`.
 
         Raises:
           UserError: bad input, or a model whose numbers are not finite.
         """
-        options = Options(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            seed=seed, ignore_eos=ignore_eos, stop=stop, stop_ids=stop_ids, enable_thinking=enable_thinking,
-            tools=tools, tool_choice=tool_choice, constraint=constraint,
-            use_checkpoint_template=use_checkpoint_template,
-        )  # fmt: skip
-        rows, plan = self._prepare(as_list(prompts), options)
-        host_decides = bool(options.stop_strings) or on_text is not None
+        asked = Options(**options)
+        rows, plan = self._prepare(as_list(prompts), asked)
+        host_decides = bool(asked.stop_strings) or on_text is not None
         steps = _STEPS_BETWEEN_LOOKS if host_decides else programs.DISPATCH_STEPS
         # Prompts of like length run together: chunks and caches are as long as the longest needs.
         # Constrained rows go step by step; the others need not.
@@ -194,13 +174,5 @@ class Sampler:
             except StopIteration:
                 return
             for column, row in enumerate(rows):
-                count = int(chosen.count[column])
-                tokens = chosen.tokens[:count, column].tolist()
-                logprobs = chosen.logprobs[:count, column].tolist()
-                if not np.isfinite(logprobs).all():
-                    raise UserError(
-                        f"the model's logits for prompt {row.request.index} are not finite (NaN or "
-                        "infinity); look for damaged weights, or compute in float32"
-                    )
-                yield row, row.push(tokens, logprobs)
+                yield row, row.push(chosen.of_row(column))
             keep = np.array([not row.finish_reason for row in rows])

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from gemma4_jax.errors import UserError
-from gemma4_jax.sample.row import Completion
+from gemma4_jax.sample.row import Completion, Token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,7 @@ class Event:
     """What is new of a request: text that is certain, the tokens behind it, and at the end the whole."""
 
     text: str
-    tokens: list[int]
-    logprobs: list[float]
+    tokens: list[Token]
     completion: Completion | None = None
 
 

@@ -143,7 +143,9 @@ def test_cancelled_requests_leave_at_once(model, engine):
     got = next(goes)
     goes.cancel()
     done = goes.result()
-    assert done.finish_reason == "cancelled" and done.tokens[: len(got.tokens)] == got.tokens
+    assert done.finish_reason == "cancelled" and done.tokens[: len(got.tokens)] == [
+        token.id for token in got.tokens
+    ]
     waiting = engine.submit([1] * 9, max_new_tokens=5)
     waiting.cancel()
     waiting.cancel()
@@ -239,3 +241,26 @@ def test_numbers_that_are_none_end_their_request_only(model):
     with pytest.raises(UserError, match="not finite"):
         broken.submit([4, 5, 6], max_new_tokens=4).result()
     assert broken.idle and broken.pages.in_use == 0
+
+
+def test_constraints_hold_in_company(model, engine):
+    pytest.importorskip("llguidance")
+    from gemma4_jax.sample import constraints
+
+    only = constraints.choices(["apples", "naïve café", "17 pears"])
+    number = constraints.regex(r"[0-9]{3,5}")
+    cases = [
+        ([5, 6, 7], dict(max_new_tokens=12, constraint=only, temperature=1.0, seed=[3])),
+        ([8, 9], dict(max_new_tokens=12, constraint=number, temperature=1.3, seed=[4])),
+        ([10, 11, 12], dict(max_new_tokens=20, ignore_eos=True)),
+    ]
+    streams = [engine.submit(prompt, **options) for prompt, options in cases]
+    found = [stream.result() for stream in streams]
+    for one, wanted in zip(found, alone(model, cases), strict=True):
+        same(one, wanted)
+    assert found[0].finish_reason == "length" or found[0].text in (
+        "apples",
+        "naïve café",
+        "17 pears",
+    )
+    assert found[1].finish_reason == "length" or 3 <= len(found[1].text) <= 5

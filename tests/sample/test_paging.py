@@ -76,7 +76,7 @@ def test_any_order_of_moves(seed):
 
 def test_a_prefix_needs_pages_and_a_snapshot():
     world = World(count=8, size=4, snapshots=1)
-    one, other = list(range(10)), list(range(8)) + [99, 98]
+    one, other = list(range(10)), [*range(8), 99, 98]
     assert world.start(one)
     world.keep(0, 10)
     assert world.pages.find(other).tokens == 8
