@@ -115,7 +115,7 @@ class Engine:
             )
         self.model = model
         self._params = jax.tree.map(jnp.asarray, model.params)
-        self._max_slots, self._steps = max_slots, steps
+        self.max_slots, self._steps = max_slots, steps
         self._sizes = programs.prefill_sizes(prefill_tokens, min(max_slots, programs.MOST_ROWS))
         self._blocked = jnp.asarray(blocked_ids(model))
         self.pages = Pages(max_tokens // page_size, page_size, snapshots)
@@ -138,12 +138,15 @@ class Engine:
 
     # Requests
 
-    def submit(self, prompt: Prompt, **options: Any) -> Stream:
-        """Put one prompt in line; options are those of `Sampler.generate`, one value each.
+    def submit(self, prompt: Prompt, *, row: int = 0, **options: Any) -> Stream:
+        """Put one prompt in line; options are fields of `requests.Options`, one value each.
 
-        Raises UserError for what could never run; other requests go on.
+        row: tells apart what requests with the same seed draw. Raises UserError for what could never run; other
+        requests go on.
         """
-        return self._enqueue(rows_for(self.model, [prompt], Options(**options)))[0]
+        (one,) = rows_for(self.model, [prompt], Options(**options))
+        one.request = dataclasses.replace(one.request, index=row, row=one.request.row or row)
+        return self._enqueue([one])[0]
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
         """Completions in the prompts' order; options as for `Sampler.generate`, which gives the same."""
@@ -166,7 +169,7 @@ class Engine:
                     never = tuple((i, -math.inf) for i in row.forbidden)
                     bias = (*row.request.bias, *never)
                     row.request = dataclasses.replace(row.request, bias=bias)
-                stream = Stream(self.advance, self.cancel)
+                stream = Stream(self.advance, self.cancel, row.request.prompt)
                 prompt = list(row.request.prompt)
                 self._waiting.append(_Task(row, self._submitted, prompt, stream))
                 self._submitted += 1
@@ -220,7 +223,7 @@ class Engine:
 
     def _admit(self) -> None:
         held_back = []
-        while self._waiting and None in self._reading and len(self._active()) < self._max_slots:
+        while self._waiting and None in self._reading and len(self._active()) < self.max_slots:
             task = self._waiting.popleft()
             if self._prompt_is_being_read(task):
                 held_back.append(task)
@@ -530,7 +533,7 @@ class Engine:
             filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
             self._warm_prompts(filters)
             rows = 1
-            while rows <= self._max_slots:
+            while rows <= self.max_slots:
                 self._resize(rows, list(range(min(rows, len(self._slots)))))
                 self._warm_rows(filters)
                 rows *= 2

@@ -19,7 +19,7 @@ from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.sample import programs
 from gemma4_jax.sample.prompts import Prompt, as_list
-from gemma4_jax.sample.requests import Options
+from gemma4_jax.sample.requests import Options, Whole
 from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
 from gemma4_jax.sharding import mesh_of
 
@@ -82,6 +82,7 @@ class Sampler:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
+        max_new_tokens: Whole = 64,
         *,
         on_text: Callable[[int, str], object] | None = None,
         **options: Any,
@@ -92,12 +93,12 @@ class Sampler:
           prompts: raw text (control tokens count, `<bos>` is put first if missing), message lists (go
             through the chat format) or token ids (go in as they are): one of these, or a list of them.
           on_text: called with a prompt's index and each new piece of its text.
-          options: fields of `requests.Options`.
+          max_new_tokens, options: fields of `requests.Options`.
 
         Raises:
           UserError: bad input, or a model whose numbers are not finite.
         """
-        asked = Options(**options)
+        asked = Options(max_new_tokens=max_new_tokens, **options)
         rows, plan = self._prepare(as_list(prompts), asked)
         host_decides = bool(asked.stop_strings) or on_text is not None
         steps = _STEPS_BETWEEN_LOOKS if host_decides else programs.DISPATCH_STEPS
