@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from gemma4_jax.build import Model, dtype_named
 from gemma4_jax.errors import UserError, unknown
@@ -38,7 +39,7 @@ from gemma4_jax.sample.requests import Options
 from gemma4_jax.sample.row import Completion, Row, Token, blocked_ids, rows_for
 from gemma4_jax.sample.sampling import CANDIDATES, Filters
 from gemma4_jax.sample.stream import Event, Stream
-from gemma4_jax.sharding import mesh_of
+from gemma4_jax.sharding import TOKENS, mesh_of, over, rows_over
 
 # Ids that may end a row; every program has room for so many.
 STOP_IDS = 16
@@ -63,8 +64,28 @@ class _Task:
         return self.tokens[len(self.row.request.prompt) :]
 
 
+def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
+    """The mesh of a model, if an engine can run over it."""
+    if mesh is None:
+        return None
+    if rows_over(mesh) > 1:
+        raise UserError(
+            f"an engine runs over tensor and seq, and this mesh cuts rows in {rows_over(mesh)} parts "
+            "(data, fsdp, expert); run an engine for each part, or use Sampler"
+        )
+    if page_size % mesh.shape[TOKENS]:
+        raise UserError(
+            f"page_size {page_size} does not divide over {mesh.shape[TOKENS]} devices of seq"
+        )
+    return mesh
+
+
 class Engine:
     """Runs many requests on one model.
+
+    Where the model's parameters lie over a mesh, so do its pages and rings: heads over `tensor`, the positions
+    of every page over `seq`.
+
 
     max_slots: most requests that decode together. max_tokens: positions that all of them may hold together in
     full layers. max_context: most positions of one request, by default the model's, or max_tokens if that is
@@ -102,8 +123,7 @@ class Engine:
                 raise UserError(f"{name} must be a power of two, got {value}")
         if cache_compression not in COMPRESSIONS:
             raise unknown("cache compression", cache_compression, COMPRESSIONS)
-        if mesh_of(model.params) is not None:
-            raise UserError("the engine runs on one device; over a mesh use Sampler")
+        self._mesh = _usable(mesh_of(model.params), page_size)
         config = model.config
         max_tokens -= max_tokens % page_size
         largest = min(config.max_position, max_tokens)
@@ -121,14 +141,15 @@ class Engine:
         self.pages = Pages(max_tokens // page_size, page_size, snapshots)
 
         layout = dtype_named(cache_dtype or model.module.dtype), cache_compression
-        self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
+        with over(self._mesh):
+            self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
 
-        def rings(rows: int) -> Any:
-            return programs.empty_rings(config, rows, self.max_context, page_size, *layout)
+            def rings(rows: int) -> Any:
+                return programs.empty_rings(config, rows, self.max_context, page_size, *layout)
 
-        self._reading_rings = rings(max(rows for rows, _ in self._sizes))
-        self._saved = rings(snapshots)
-        self._state = programs.empty_rows(rings(1), 1)
+            self._reading_rings = rings(max(rows for rows, _ in self._sizes))
+            self._saved = rings(snapshots)
+            self._state = programs.empty_rows(rings(1), 1)
         self._width = -(-self.max_context // page_size)
         self._waiting: deque[_Task] = deque()
         self._reading: list[_Task | None] = [None] * max(rows for rows, _ in self._sizes)
@@ -189,7 +210,7 @@ class Engine:
 
     def cancel(self, stream: Stream) -> None:
         """End a request; what it has got so far stays."""
-        with self._lock:
+        with self._lock, over(self._mesh):
             for task in [*self._waiting, *self._active()]:
                 if task.stream is stream:
                     self._end(task, "cancelled")
@@ -210,7 +231,7 @@ class Engine:
 
     def step(self) -> None:
         """Admit what fits, read one chunk of prompts, and decode a few tokens of every row."""
-        with self._lock:
+        with self._lock, over(self._mesh):
             self._admit()
             self._read_prompts()
             self._decode()
@@ -527,7 +548,7 @@ class Engine:
         Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at
         most 64 bring programs of their own.
         """
-        with self._lock:
+        with self._lock, over(self._mesh):
             if not self.idle:
                 raise UserError("warm up an engine before requests are submitted to it")
             filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
