@@ -66,34 +66,37 @@ def measure(name: str, words: str, level: str) -> dict[str, Any]:
     }
 
 
+def planned(words: str) -> int:
+    """Bytes at the peak by `gemma4 plan`, for what `train.ahead` compiled."""
+    task, model, *flags = words.split()
+    asked = ["--task", task, *flags, "--remat", "full", "--accumulation", "1", "--json"]
+    command = [sys.executable, "-m", "gemma4_jax", "plan", model, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak: int = json.loads(done.stdout)["chosen"]["memory"]["peak"]
+    return peak
+
+
 def tables(results: list[dict[str, Any]]) -> str:
-    """Results as rows of Markdown: training, then decoding."""
+    """Results as rows of Markdown: training beside what is planned, and decoding."""
     training = [r for r in results if not r["command"].startswith(_DECODING)]
     decoding = [r for r in results if r["command"].startswith(_DECODING)]
-    return "\n\n".join(
-        "\n".join(
-            [
-                f"| `python -m {module}` ... | level | HBM a device, GiB |{more} of | fits "
-                "| compile, CPU-s | host, GiB |",
-                "|---|---|---|---|---|---|---|" + "---|" * bool(more),
-                *(_row(r) for r in found),
-            ]
-        )
-        for module, more, found in (
-            ("train.ahead", "", training),
-            ("gemma4_jax.commands.decode_ahead", " cache |", decoding),
-        )
-        if found
-    )
+    parts = []
+    for module, column, found in (
+        ("train.ahead", "planned", training),
+        ("gemma4_jax.commands.decode_ahead", "cache", decoding),
+    ):
+        head = f"| `python -m {module}` ... | level | HBM a device, GiB | {column} | of | CPU-s | host, GiB |"
+        parts.append("\n".join([head, "|---" * 7 + "|", *map(_row, found)]))
+    return "\n\n".join(parts)
 
 
 def _row(r: dict[str, Any]) -> str:
-    cells = [r["command"].removeprefix(_DECODING), r["level"], f"{r['peak_bytes'] / _GIB:.1f}"]
-    if "cache_bytes" in r:
-        cells.append(f"{r['cache_bytes'] / _GIB:.1f}")
-    cells += [f"{r['hbm_bytes'] / _GIB:.0f}", "yes" if r["fits"] else "no"]
-    cells += [f"{r['cpu_seconds_to_compile']:.0f}", f"{r['host_peak_bytes'] / _GIB:.1f}"]
-    return "| " + " | ".join(cells) + " |"
+    words = r["command"]
+    beside = r["cache_bytes"] if words.startswith(_DECODING) else planned(words)
+    peak = f"{r['peak_bytes'] / _GIB:.1f}" + ("" if r["fits"] else ", does not fit")
+    cells = [words.removeprefix(_DECODING), r["level"], peak, f"{beside / _GIB:.1f}"]
+    cells += [f"{r['hbm_bytes'] / _GIB:.0f}", f"{r['cpu_seconds_to_compile']:.0f}"]
+    return "| " + " | ".join([*cells, f"{r['host_peak_bytes'] / _GIB:.1f}"]) + " |"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from gemma4_jax.commands.columns import gib, seconds, table
@@ -125,7 +126,7 @@ def page(config: ModelConfig, arguments: argparse.Namespace) -> str:
             _times(chosen, topology),
         ]
         if remark := _note(chosen, topology):
-            parts.append(remark)
+            parts.append(textwrap.fill(remark, 110))
     if compiled is not None and chosen is not None:
         parts.append(_compiled(chosen, compiled))
     parts.append(_search(found, topology, arguments.top))
