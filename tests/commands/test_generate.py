@@ -45,9 +45,9 @@ def test_a_model_over_devices_answers_the_same(run, model_folder):
         ("tensors=2", "got 'tensors=2'"),
         ("tensor=0", "got 'tensor=0'"),
         ("tensor=2,tensor=2", "at most once"),
-        ("tensor=-1,data=-1", "does not fit the 8 devices"),
-        ("data=3,tensor=-1", "does not fit the 8 devices"),
-        ("tensor=16", "does not fit the 8 devices"),
+        ("tensor=-1,data=-1", "2 axes of -1"),
+        ("data=3,tensor=-1", "3 does not divide the 8 devices"),
+        ("tensor=16", "needs 16 devices, there are 8"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_one_line(run, model_folder, mesh, part):
