@@ -9,12 +9,13 @@ import argparse
 import json
 import sys
 
-from gemma4_jax.commands import generate_file
+from gemma4_jax.commands import constraining, generate_file
 from gemma4_jax.commands.answering import (
     add_flags,
     answer,
     is_chat_model,
     open_model,
+    message_of,
     options,
     prepare,
 )
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="continue the text as it stands")
     add_flags(parser, temperature=0.0, top_k=None, top_p=None)
+    constraining.add_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     generate_file.add_arguments(parser)
 
@@ -47,8 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not text.strip():
         raise UserError("the prompt is empty")
-    if arguments.raw and (arguments.system is not None or arguments.think):
-        flag = "--think" if arguments.think else "--system"
+    if arguments.raw and (arguments.system is not None or arguments.think or arguments.tools):
+        flag = "--think" if arguments.think else "--tools" if arguments.tools else "--system"
         raise UserError(
             f"{flag} belongs to the chat format, which --raw leaves out; drop one of them"
         )
@@ -56,8 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     from gemma4_jax.commands.display import Display
     from gemma4_jax.compiled_programs import keep_compiled_programs
     from gemma4_jax.sample.sampler import Sampler
-    from gemma4_jax.text.parse import parse
 
+    constrained = constraining.read_flags(arguments)
     keep_compiled_programs()
     model = open_model(arguments)
     if model.tokenizer is None:
@@ -65,23 +67,30 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.model} has no tokenizer; put a tokenizer.json or tokenizer.model in it"
         )
     raw = arguments.raw or not is_chat_model(model)
-    if raw and not arguments.raw and (arguments.system is not None or arguments.think):
+    if (
+        raw
+        and not arguments.raw
+        and (arguments.system is not None or arguments.think or arguments.tools)
+    ):
         raise UserError(
-            f"{arguments.model} is no chat model (its vocabulary has no turn tokens): drop --system and --think"
+            f"{arguments.model} is no chat model (its vocabulary has no turn tokens): "
+            "drop --system, --think and --tools"
         )
     messages = [{"role": "user", "content": text}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
-    prompt = prepare(model, text if raw else messages, arguments.think)
+    tools = constrained["tools"]
+    prompt = prepare(model, text if raw else messages, arguments.think, tools)
 
     display = Display(raw=raw, in_thought=prompt.in_thought)
     show = (lambda piece: None) if arguments.json else display.push
     try:
-        result = answer(Sampler(model), prompt, arguments.max_new_tokens, options(arguments), show)
+        settings = options(arguments) | constrained
+        result = answer(Sampler(model), prompt, arguments.max_new_tokens, settings, show)
     finally:
         display.close()
     if arguments.json:
-        message = parse(result.text, result.prompt_text)
+        message = message_of(model, prompt, result, tools)
         report = {
             "text": result.text,
             "reasoning": message.reasoning,
