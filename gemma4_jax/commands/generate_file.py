@@ -6,12 +6,14 @@ The job itself is `sample/file_job.py`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gemma4_jax.commands import constraining
 from gemma4_jax.commands.answering import default_new_tokens, open_model, options
 from gemma4_jax.errors import UserError
 
@@ -53,14 +55,18 @@ def run(arguments: argparse.Namespace) -> None:
     from gemma4_jax.sample.engine import Engine
     from gemma4_jax.sample.file_job import answer_file
 
+    constrained = constraining.read_flags(arguments)
     keep_compiled_programs()
     model = open_model(arguments)
-    asked: dict[str, Any] = options(arguments) | {
+    asked: dict[str, Any] = options(arguments) | constrained
+    asked |= {
         "max_new_tokens": default_new_tokens(arguments, model),
         "enable_thinking": arguments.think,
     }
     engine = Engine(model, max_slots=arguments.max_slots, max_tokens=arguments.max_tokens)
     settings = asked | {"model": str(Path(arguments.model).resolve()), "dtype": arguments.dtype}
+    if (constraint := constrained["constraint"]) is not None:
+        settings["constraint"] = dataclasses.asdict(constraint)
     output = Path(arguments.output)
     try:
         end = answer_file(engine, Path(arguments.input), output, asked, settings, _shown())
