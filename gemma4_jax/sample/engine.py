@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma4_jax.build import Model, dtype_named
+from gemma4_jax.build import DTYPES, Model
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, NO_PAGE, Compression
+from gemma4_jax.model.cache_precision import held_dtype
 from gemma4_jax.sample import engine_programs as programs
 from gemma4_jax.sample.buckets import power_of_two
 from gemma4_jax.sample.masks import masks_of
@@ -140,7 +141,7 @@ class Engine:
         self._blocked = jnp.asarray(blocked_ids(model))
         self.pages = Pages(max_tokens // page_size, page_size, snapshots)
 
-        layout = dtype_named(cache_dtype or model.module.dtype), cache_compression
+        layout = held_dtype(cache_dtype or model.module.dtype, DTYPES), cache_compression
         with over(self._mesh):
             self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
 

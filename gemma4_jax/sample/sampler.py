@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gemma4_jax.build import Model, dtype_named
+from gemma4_jax.build import DTYPES, Model
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
+from gemma4_jax.model.cache_precision import held_dtype
 from gemma4_jax.sample import programs
 from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options, Whole
@@ -74,7 +75,7 @@ class Sampler:
         self._params = jax.tree.map(jnp.asarray, model.params)
         self._mesh = mesh_of(self._params)
         self.cache_compression = cache_compression
-        self._cache_dtype = dtype_named(cache_dtype or model.module.dtype)
+        self._cache_dtype = held_dtype(cache_dtype or model.module.dtype, DTYPES)
         self._prefill_chunk = prefill_chunk
         self._max_batch = max_batch
         self._blocked = self._placed(blocked_ids(model))
