@@ -47,19 +47,20 @@ def transformer(
     dtype: Any = jnp.float32,
     remat: Remat = "none",
     platform: str | None = None,
+    gpu_kernels: bool = False,
 ) -> Transformer:
     """The module for a configuration.
 
     dtype: of the residual stream and matrix products. remat: see `model.transformer.Remat`. platform: of the
-    devices that will run it, by default those of this process.
+    devices that will run it, by default those of this process. gpu_kernels: see `parallel.kernels`.
     """
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
     platform = platform or jax.default_backend()
     parts = Parts(
-        grouped_matmul=grouped_matmul_for(platform),
+        grouped_matmul=grouped_matmul_for(platform, gpu_kernels),
         routed_experts=dispatch,
-        attend=attend_for(platform),
+        attend=attend_for(platform, gpu_kernels),
         arrange=arrange,
         restore=restore,
         attend_held=attend_held,

@@ -114,7 +114,7 @@ def _fit(task: Task) -> int:
             reporter.line(f"step {done} of {total}, in {workdir.path}, {describe(mesh, state)}")
             if remark := note(mesh, task.start.config):
                 reporter.line(remark)
-            reporter.line(describe_kernels(jax.default_backend()))
+            reporter.line(describe_kernels(jax.default_backend(), config.model.gpu_kernels))
             window = metrics.Window(
                 training_flops(task.start.config, task.source.length, forwards=task.forwards),
                 1e12 * config.run.peak_tflops or peak_flops(jax.devices()[0].device_kind),
