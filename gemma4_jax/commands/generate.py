@@ -14,8 +14,8 @@ from gemma4_jax.commands.answering import (
     add_flags,
     answer,
     is_chat_model,
-    open_model,
     message_of,
+    open_model,
     options,
     prepare,
 )
