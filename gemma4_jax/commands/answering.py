@@ -153,7 +153,7 @@ def prepare(model: Model, prompt: Prompt, think: bool) -> Prepared:
     """Encode a prompt: text is raw, messages go through the chat format."""
     from gemma4_jax.sample.prompts import encode
     from gemma4_jax.sample.requests import Options
-    from gemma4_jax.text.parse import starts_in_thought
+    from gemma4_jax.text.parse import Start, start_of
 
     tokens = encode(model, prompt, Options(enable_thinking=think))
     if len(tokens) >= model.config.max_position:
@@ -162,7 +162,7 @@ def prepare(model: Model, prompt: Prompt, think: bool) -> Prepared:
             f"{model.config.max_position} must have room for an answer too: shorten the prompt"
         )
     text = "" if model.tokenizer is None else model.tokenizer.decode(tokens)
-    return Prepared(tokens=tokens, text=text, in_thought=starts_in_thought(text))
+    return Prepared(tokens=tokens, text=text, in_thought=start_of(text) is Start.THOUGHT)
 
 
 def answer(

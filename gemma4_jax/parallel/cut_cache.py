@@ -1,8 +1,8 @@
 """Decoding over a mesh: attention to a cache that is cut over devices, and writing to it.
 
 Rows of a cache are cut as those of a batch, heads over `tensor`, positions of full layers over `seq`. Every
-device of `seq` meets all new tokens with its own positions (of pages: its part of each; a row's pages are on the
-row's own devices, where its table counts them); what travels is the largest score, the sum of
+device of `seq` meets all new tokens with its own positions (of pages: its part of each; a row's pages are on
+the row's own devices, where its table counts them); what travels is the largest score, the sum of
 exponentials and the weighted values, a few numbers a new token and head, never K or V. Rings are short and
 whole on every device of `seq`. Same signatures and results as `model.held.attend_held` and
 `model.cache.remember`. Not here: training, where no device has all queries of a row either

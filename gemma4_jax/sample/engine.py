@@ -1,10 +1,10 @@
 """Continuous batching: requests that come and go at any step, over memory that is shared by need.
 
-`Engine.submit` puts a request in line and returns a stream of events. Whoever waits for events runs the engine,
-a step at a time: what has been cancelled leaves, what fits is admitted, one chunk of prompts is read, and all
-rows that decode go on by a few tokens. So nobody waits longer than a chunk for others' prompts. Full layers keep
-pages, taken as rows grow; if none are left, the request that came last gives its own back, goes back in line, and
-has its tokens read again as a prompt. Prompts that begin alike share pages (`paging.py`).
+`Engine.submit` puts a request in line and returns a stream of events (`stream.py`). Whoever waits for events
+runs the engine, a step at a time: what fits is admitted, one chunk of prompts is read, and all rows that decode
+go on by a few tokens. So nobody waits longer than a chunk for others' prompts. Full layers keep pages, taken as
+rows grow; if none are left, the request that came last gives its own back, stands in line again, and its tokens
+are read again as a prompt. Prompts that begin alike share pages (`paging.py`).
 
 A request gets the tokens that it gets alone: rows are independent, and noise depends on its own seed and step.
 Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `engine_programs.py`).
@@ -12,10 +12,11 @@ Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
+import math
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,25 +29,19 @@ from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, NO_PAGE, Compression
 from gemma4_jax.sample import engine_programs as programs
 from gemma4_jax.sample.buckets import power_of_two
+from gemma4_jax.sample.masks import masks_of
 from gemma4_jax.sample.paging import Pages
+from gemma4_jax.sample.penalties import penalties_of
+from gemma4_jax.sample.programs import Dispatch
 from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options
-from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
+from gemma4_jax.sample.row import Completion, Row, Token, blocked_ids, rows_for
 from gemma4_jax.sample.sampling import CANDIDATES, Filters
+from gemma4_jax.sample.stream import Event, Stream
 from gemma4_jax.sharding import mesh_of
 
 # Ids that may end a row; every program has room for so many.
 STOP_IDS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What is new of a request: text that is certain, the tokens behind it, and at the end the whole."""
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    completion: Completion | None = None
 
 
 @dataclass
@@ -63,69 +58,9 @@ class _Task:
     slot: int | None = None  # its place among the rows that decode
 
     @property
-    def chosen(self) -> int:
+    def output(self) -> list[int]:
         """Tokens chosen so far."""
-        return len(self.tokens) - len(self.row.request.prompt)
-
-
-class Stream(Iterator[Event], AsyncIterator[Event]):
-    """Events of one request, in a `for` or an `async for`; `completion` is there when they are over.
-
-    What the request did wrong is raised here, and nobody else notices.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._events: deque[Event] = deque()
-        self._error: UserError | None = None
-        self._ended = False
-        self.completion: Completion | None = None
-
-    def __next__(self) -> Event:
-        self._engine._advance(self)
-        return self._pop()
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        if not self.ready:
-            await asyncio.to_thread(self._engine._advance, self)
-        try:
-            return self._pop()
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the next event, or the end, is there without waiting."""
-        return bool(self._events) or self._ended
-
-    def result(self) -> Completion:
-        """The whole, when it is there."""
-        for _ in self:
-            pass
-        assert self.completion is not None
-        return self.completion
-
-    def cancel(self) -> None:
-        """Stop; what has been written so far is the completion, its finish_reason "cancelled"."""
-        self._engine._cancel(self)
-
-    def _put(self, event: Event) -> None:
-        self._events.append(event)
-        if event.completion is not None:
-            self.completion, self._ended = event.completion, True
-
-    def _fail(self, error: UserError) -> None:
-        self._error, self._ended = error, True
-
-    def _pop(self) -> Event:
-        if self._events:
-            return self._events.popleft()
-        if self._error is not None:
-            raise self._error
-        raise StopIteration
+        return self.tokens[len(self.row.request.prompt) :]
 
 
 class Engine:
@@ -227,7 +162,11 @@ class Engine:
         streams = []
         with self._lock:
             for row in rows:
-                stream = Stream(self)
+                if row.forbidden:
+                    never = tuple((i, -math.inf) for i in row.forbidden)
+                    bias = (*row.request.bias, *never)
+                    row.request = dataclasses.replace(row.request, bias=bias)
+                stream = Stream(self.advance, self.cancel)
                 prompt = list(row.request.prompt)
                 self._waiting.append(_Task(row, self._submitted, prompt, stream))
                 self._submitted += 1
@@ -245,13 +184,14 @@ class Engine:
         if len(row.stop_ids) > STOP_IDS:
             raise UserError(f"at most {STOP_IDS} stop ids, got {len(row.stop_ids)}")
 
-    def _cancel(self, stream: Stream) -> None:
+    def cancel(self, stream: Stream) -> None:
+        """End a request; what it has got so far stays."""
         with self._lock:
             for task in [*self._waiting, *self._active()]:
                 if task.stream is stream:
                     self._end(task, "cancelled")
 
-    def _advance(self, stream: Stream) -> None:
+    def advance(self, stream: Stream) -> None:
         """Run until the stream has something to say."""
         while not stream.ready:
             with self._lock:
@@ -304,7 +244,7 @@ class Engine:
         prefix = self.pages.find(task.tokens)
         self.pages.reuse(prefix, task.tokens)
         wanted = self._pages_for(len(task.tokens)) - len(prefix.pages)
-        # Rows that decode will want a page each before long; taking the last ones would only interrupt somebody.
+        # Everybody else will want a page before long; taking the last ones would only interrupt somebody.
         spare = len(self._active())
         fresh = (
             self.pages.take(wanted) if wanted + spare <= self.pages.available or not spare else None
@@ -337,6 +277,7 @@ class Engine:
         for i, task in enumerate(tasks):
             part = task.tokens[task.held : task.held + size]
             tokens[i, : len(part)], count[i] = part, len(part)
+            assert task.reading is not None
             places[i], held[i] = task.reading, task.held
         self._pool, self._reading_rings, stream, last = programs.prefill(
             self.model.module, self._params, self._pool, self._reading_rings, table, places, held, tokens, count
@@ -349,7 +290,7 @@ class Engine:
             self._first_tokens(tasks, table, places, stream, last)
 
     def _chunk(self, tasks: list[_Task]) -> tuple[list[_Task], int, int]:
-        """Which of the tasks to read from, and the program's rows and tokens: the oldest, and who fits beside it."""
+        """Which tasks to read from (the oldest, and who fits beside it), and the program's rows and tokens."""
         rest = len(tasks[0].tokens) - tasks[0].held
         size = min((t for _, t in self._sizes if t >= rest), default=self._sizes[-1][1])
         most = max(rows for rows, tokens in self._sizes if tokens == size)
@@ -368,30 +309,46 @@ class Engine:
         held, generated, limit = (np.zeros(len(padded), np.int32) for _ in range(3))
         for i, task in enumerate(padded):
             if task is not None:
-                held[i], generated[i] = task.held, task.chosen
+                held[i], generated[i] = task.held, len(task.output)
                 limit[i] = task.row.request.max_new_tokens
-        settings = programs.settings_of(requests)
+        outputs = [[] if task is None else task.output for task in padded]
+        vocab_size = self.model.config.vocab_size
+        settings = programs.settings_of(requests, penalties_of(requests, outputs, vocab_size))
+        mask = self._masks(padded)
         chosen = programs.first(
             self.model.module, self._params, self._pool, self._reading_rings, table, places, held,
             stream, last, settings, generated, limit, self._stop_ids(padded), self._blocked,
-            filters=filters,
+            filters=filters, mask=mask,
         )  # fmt: skip
-        tokens, logprobs, done = jax.device_get((chosen.tokens, chosen.logprobs, chosen.done))
+        dispatch = Dispatch.of(chosen)
         for i, task in enumerate(padded):
-            if task is None:
+            if task is None or task.reading is None:
                 continue
+            new = dispatch.of_row(i, task.row.request.top_logprobs)
             place, task.reading = task.reading, None
             assert place is not None
             self._reading[place] = None
-            if not done[i]:
-                task.slot = self._free_slot()
-                self._slots[task.slot] = task
-                self._state = programs.enter(
-                    self._state, np.int32(task.slot), self._reading_rings, np.int32(place), held[i],
-                    tokens[0, i], np.int32(task.chosen + 1), limit[i],
-                    programs.settings_of([requests[i]]),
-                )  # fmt: skip
-            self._push(task, tokens[:1, i], logprobs[:1, i])
+            if not dispatch.done[i]:
+                self._enter(task, place, [*task.output, new[0].id])
+            self._push(task, new)
+
+    def _enter(self, task: _Task, place: int, output: list[int]) -> None:
+        """From the rows that are read to those that decode; output: with the first token."""
+        request, vocab_size = task.row.request, self.model.config.vocab_size
+        task.slot = self._free_slot()
+        self._slots[task.slot] = task
+        if request.penalised and not self._penalised:
+            self._state = programs.with_penalties(self._state, vocab_size)
+        penalties = penalties_of([request], [output], vocab_size, always=self._penalised)
+        self._state = programs.enter(
+            self._state, np.int32(task.slot), self._reading_rings, np.int32(place), np.int32(task.held),
+            np.int32(output[-1]), np.int32(len(output)), np.int32(request.max_new_tokens),
+            programs.settings_of([request], penalties),
+        )  # fmt: skip
+
+    @property
+    def _penalised(self) -> bool:
+        return self._state.settings.penalties is not None
 
     # Decoding
 
@@ -406,16 +363,46 @@ class Engine:
         filters = programs.filters_of([task.row.request for task in tasks])
         table = self._table([task.pages if task else [] for task in self._slots], rows)
         keep = np.array([task is not None for task in self._slots])
-        self._pool, self._state, chosen = programs.continue_rows(
-            self.model.module, self._params, self._pool, self._state, table, keep, np.int32(self._steps),
-            self._stop_ids(self._slots), self._blocked, filters=filters, room=self._steps,
-        )  # fmt: skip
-        tokens, logprobs, count = jax.device_get((chosen.tokens, chosen.logprobs, chosen.count))
+        model, stop_ids = self.model.module, self._stop_ids(self._slots)
+        if any(task.row.matcher is not None for task in tasks):
+            # One token, and the host says which may come while the device computes what would.
+            self._pool, self._state, hidden = programs.advance_rows(
+                model, self._params, self._pool, self._state, table, keep
+            )
+            mask = self._masks(self._slots)
+            self._state, chosen = programs.choose_rows(
+                model,
+                self._params,
+                self._state,
+                hidden,
+                mask,
+                stop_ids,
+                self._blocked,
+                filters=filters,
+            )
+        else:
+            self._pool, self._state, chosen = programs.continue_rows(
+                model, self._params, self._pool, self._state, table, keep, np.int32(self._steps), stop_ids,
+                self._blocked, filters=filters, room=self._steps,
+            )  # fmt: skip
+        dispatch = Dispatch.of(chosen)
         for task in tasks:
-            assert task.slot is not None
-            more = int(count[task.slot])
-            task.held += more
-            self._push(task, tokens[:more, task.slot], logprobs[:more, task.slot])
+            if task.slot is not None:
+                new = dispatch.of_row(task.slot, task.row.request.top_logprobs)
+                task.held += len(new)
+                self._push(task, new)
+
+    def _masks(self, tasks: Sequence[_Task | None]) -> np.ndarray | None:
+        """What rows may choose next, None if all may choose anything; who may choose nothing has failed."""
+        matchers = [None if task is None else task.row.matcher for task in tasks]
+        if not any(matcher is not None for matcher in matchers):
+            return None
+        masks, wrong = masks_of(matchers, self.model.config.vocab_size)
+        for row, error in wrong.items():
+            task = tasks[row]
+            assert task is not None
+            self._fail(task, error)
+        return masks
 
     def _grow(self, task: _Task) -> None:
         """Pages for its next tokens; whoever came last has to give some back if there are none."""
@@ -438,20 +425,18 @@ class Engine:
         )
         self._waiting.insert(at, task)
 
-    def _push(self, task: _Task, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    def _push(self, task: _Task, new: Sequence[Token]) -> None:
         """What a program chose for a task, to its stream."""
-        if not np.isfinite(logprobs).all():
-            self._leave(task)
-            task.stream._fail(
-                UserError(
-                    "the model's logits are not finite (NaN or infinity); look for damaged weights, or "
-                    "compute in float32"
-                )
-            )
+        task.tokens += [token.id for token in new]
+        before = len(task.row.chosen)
+        try:
+            text = task.row.push(new)
+            if task.row.matcher is not None:
+                for token in new:
+                    task.row.matcher.push(token.id)
+        except UserError as error:
+            self._fail(task, error)
             return
-        task.tokens += tokens.tolist()
-        before = len(task.row.tokens)
-        text = task.row.push(tokens.tolist(), logprobs.tolist())
         if task.row.finish_reason:
             self._end(task, task.row.finish_reason, text, before)
         else:
@@ -466,21 +451,18 @@ class Engine:
             # For a conversation that goes on; but not in the place of what prompts have in common.
             self._save(task, self._state.rings, task.slot, evict=False)
         self._leave(task)
-        at = len(task.row.tokens) if before is None else before
+        at = len(task.row.chosen) if before is None else before
         self._tell(task, text, at, task.row.completion())
 
     def _tell(
         self, task: _Task, text: str, before: int, completion: Completion | None = None
     ) -> None:
-        row = task.row
-        task.stream._put(
-            Event(
-                text=text,
-                tokens=row.tokens[before:],
-                logprobs=row.logprobs[before:],
-                completion=completion,
-            )
-        )
+        new = task.row.chosen[before:]
+        task.stream.put(Event(text=text, tokens=new, completion=completion))
+
+    def _fail(self, task: _Task, error: UserError) -> None:
+        self._leave(task)
+        task.stream.fail(error)
 
     def _leave(self, task: _Task) -> None:
         """Give back the row and the pages."""
@@ -508,6 +490,8 @@ class Engine:
     def _shrink(self) -> None:
         """Half the rows, if a quarter is in use: a program computes all of its rows."""
         used = [i for i, task in enumerate(self._slots) if task is not None]
+        if self._penalised and not any(task and task.row.request.penalised for task in self._slots):
+            self._state = programs.without_penalties(self._state)
         if len(self._slots) > 1 and len(used) <= len(self._slots) // 4:
             self._resize(len(self._slots) // 2, used)
 
@@ -537,8 +521,8 @@ class Engine:
     def warm_up(self) -> None:
         """Compile every program now, by running it on nothing.
 
-        Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at most 64
-        bring programs of their own.
+        Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at
+        most 64 bring programs of their own.
         """
         with self._lock:
             if not self.idle:

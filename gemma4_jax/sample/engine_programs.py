@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma4_jax.sample import slots
-from gemma4_jax.sample.requests import Request
+from gemma4_jax.sample.penalties import Penalties
+from gemma4_jax.sample.requests import MOST_TOP_LOGPROBS, Request
 from gemma4_jax.sample.sampling import CANDIDATES, Filters, Settings, row_keys
 
 # Smallest chunk of a prompt that has a program, and most rows of one.
@@ -35,6 +36,12 @@ continue_rows = jax.jit(
     static_argnames=("filters", "room"),
     donate_argnums=(2, 3),
 )
+advance_rows = jax.jit(slots.advance_rows, static_argnums=0, donate_argnums=(2, 3))
+choose_rows = jax.jit(
+    slots.choose_rows, static_argnums=0, static_argnames="filters", donate_argnums=2
+)
+with_penalties = jax.jit(slots.with_penalties, static_argnums=1, donate_argnums=0)
+without_penalties = jax.jit(slots.without_penalties, donate_argnums=0)
 resize = jax.jit(slots.resize)
 load = jax.jit(slots.load, donate_argnums=0)
 
@@ -55,16 +62,17 @@ def prefill_sizes(most_tokens: int, most_rows: int) -> list[tuple[int, int]]:
 
 def filters_of(requests: Sequence[Request]) -> Filters:
     """What a call for these rows must be able to do: nothing, or everything with enough candidates."""
+    top = MOST_TOP_LOGPROBS if any(r.top_logprobs for r in requests) else 0
     sampled = [r for r in requests if r.temperature > 0]
     if not sampled:
-        return Filters()
-    return filters_for_top_k(max(r.top_k or CANDIDATES[-1] + 1 for r in sampled))
+        return Filters(top=top)
+    return filters_for_top_k(max(r.top_k or CANDIDATES[-1] + 1 for r in sampled), top)
 
 
-def filters_for_top_k(largest: int) -> Filters:
+def filters_for_top_k(largest: int, top: int = 0) -> Filters:
     """For sampled rows of which none has a larger top-k, or all tokens as candidates."""
     enough = next((c for c in CANDIDATES if largest <= c), None)
-    return Filters(sampled=True, top_k=True, top_p=True, min_p=True, candidates=enough)
+    return Filters(True, top_k=True, top_p=True, min_p=True, candidates=enough, top=top)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -72,7 +80,7 @@ def _key(seed: int, row: int) -> Any:
     return jax.device_get(jax.random.key_data(row_keys([seed], [row])))[0]
 
 
-def settings_of(requests: Sequence[Request | None]) -> Settings:
+def settings_of(requests: Sequence[Request | None], penalties: Penalties | None = None) -> Settings:
     """Of a call's rows; None for padding."""
 
     def column(name: str, neutral: int, dtype: Any) -> np.ndarray:
@@ -85,4 +93,5 @@ def settings_of(requests: Sequence[Request | None]) -> Settings:
         column("top_p", 1, np.float32),
         column("min_p", 0, np.float32),
         jax.random.wrap_key_data(jnp.asarray(keys)),
+        penalties,
     )

@@ -6,7 +6,7 @@ that come and go while others run, and sharing of memory between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.sample import programs
 from gemma4_jax.sample.prompts import Prompt, as_list
-from gemma4_jax.sample.requests import Options, Real, Whole
+from gemma4_jax.sample.requests import Options
 from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
 from gemma4_jax.sharding import mesh_of
 
@@ -82,42 +82,35 @@ class Sampler:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        max_new_tokens: Whole = 64,
-        temperature: Real = 0.0,
-        top_k: Whole | None = None,
-        top_p: Real | None = None,
-        min_p: Real | None = None,
-        seed: Whole = 0,
-        ignore_eos: bool = False,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
         *,
-        enable_thinking: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        use_checkpoint_template: bool = False,
         on_text: Callable[[int, str], object] | None = None,
+        **options: Any,
     ) -> list[Completion]:
         """Continue every prompt; completions in the prompts' order.
 
         Args:
           prompts: raw text (control tokens count, `<bos>` is put first if missing), message lists (go
             through the chat format) or token ids (go in as they are): one of these, or a list of them.
-          max_new_tokens ... use_checkpoint_template: see `requests.Options`.
           on_text: called with a prompt's index and each new piece of its text.
+          options: fields of `requests.Options`.
 
         Raises:
           UserError: bad input, or a model whose numbers are not finite.
         """
-        options = Options(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            seed=seed, ignore_eos=ignore_eos, stop=stop, stop_ids=stop_ids, enable_thinking=enable_thinking,
-            tools=tools, use_checkpoint_template=use_checkpoint_template,
-        )  # fmt: skip
-        rows, plan = self._prepare(as_list(prompts), options)
-        host_decides = bool(options.stop_strings) or on_text is not None
+        asked = Options(**options)
+        rows, plan = self._prepare(as_list(prompts), asked)
+        host_decides = bool(asked.stop_strings) or on_text is not None
         steps = _STEPS_BETWEEN_LOOKS if host_decides else programs.DISPATCH_STEPS
         # Prompts of like length run together: chunks and caches are as long as the longest needs.
-        order = sorted(rows, key=lambda row: (len(row.request.prompt), row.request.max_new_tokens))
+        # Constrained rows go step by step; the others need not.
+        order = sorted(
+            rows,
+            key=lambda row: (
+                row.matcher is not None,
+                len(row.request.prompt),
+                row.request.max_new_tokens,
+            ),
+        )
         for start in range(0, len(order), self._max_batch):
             for row, piece in self._run(order[start : start + self._max_batch], plan, steps):
                 if on_text is not None and piece:
@@ -134,6 +127,9 @@ class Sampler:
     ) -> tuple[list[Row], programs.Plan]:
         rows = rows_for(self.model, prompts, options)
         stop_ids = rows[0].stop_ids if rows else ()
+        blocked = self._blocked
+        if rows and rows[0].forbidden:
+            blocked = self._placed(blocked_ids(self.model, rows[0].forbidden))
         # A multiple of 8 entries: the number of stop ids must not decide which program runs.
         padded = [*stop_ids, *(-1,) * (-len(stop_ids) % 8 or 8 * (not stop_ids))]
         plan = programs.Plan(
@@ -141,7 +137,7 @@ class Sampler:
             cache_dtype=self._cache_dtype,
             prefill_chunk=self._prefill_chunk,
             stop_ids=self._placed(np.array(padded, np.int32)),
-            blocked=self._blocked,
+            blocked=blocked,
             mesh=self._mesh,
         )
         return rows, plan
@@ -159,14 +155,18 @@ class Sampler:
         """
         rows, plan = self._prepare(prompts, Options(**options))
         asked = [row.request for row in rows]
-        return programs.run(self.model.module, self._params, plan, asked, programs.DISPATCH_STEPS)
+        matchers = [row.matcher for row in rows]
+        return programs.run(
+            self.model.module, self._params, plan, asked, programs.DISPATCH_STEPS, matchers
+        )
 
     def _run(
         self, rows: Sequence[Row], plan: programs.Plan, steps: int
     ) -> Iterator[tuple[Row, str]]:
         """Run a batch to its end; yields each row with its new text after every program call."""
         asked = [row.request for row in rows]
-        dispatches = programs.run(self.model.module, self._params, plan, asked, steps)
+        matchers = [row.matcher for row in rows]
+        dispatches = programs.run(self.model.module, self._params, plan, asked, steps, matchers)
         keep = None
         while True:
             try:
@@ -174,13 +174,5 @@ class Sampler:
             except StopIteration:
                 return
             for column, row in enumerate(rows):
-                count = int(chosen.count[column])
-                tokens = chosen.tokens[:count, column].tolist()
-                logprobs = chosen.logprobs[:count, column].tolist()
-                if not np.isfinite(logprobs).all():
-                    raise UserError(
-                        f"the model's logits for prompt {row.request.index} are not finite (NaN or "
-                        "infinity); look for damaged weights, or compute in float32"
-                    )
-                yield row, row.push(tokens, logprobs)
+                yield row, row.push(chosen.of_row(column))
             keep = np.array([not row.finish_reason for row in rows])

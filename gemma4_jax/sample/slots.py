@@ -11,7 +11,8 @@ A row number beyond a call's rings is padding and writes nothing.
 Not here: which request has which row and pages (`engine.py`, `paging.py`), the steps themselves (`decode.py`),
 compilation (`engine_programs.py`).
 
-Letters: R rows, r rows of one call, C tokens in a chunk, D d_model, V vocabulary, M pages a row may have.
+Letters: R rows, r rows of one call, C tokens in a chunk, D d_model, V vocabulary, M pages a row may have,
+W words of a mask.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from gemma4_jax.config import SLIDING, ModelConfig
 from gemma4_jax.model.cache import Cache, Compression, init_cache
@@ -29,6 +30,7 @@ from gemma4_jax.model.layout import segments
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import decode
 from gemma4_jax.sample.decode import Chosen, DecodeState, Params, PrefillState
+from gemma4_jax.sample.penalties import no_penalties
 from gemma4_jax.sample.sampling import Filters, Settings, neutral_settings
 
 # Entries of a cache by [segment][slot], of full layers or of sliding ones alone; None for the others.
@@ -122,6 +124,7 @@ def first(
     stop_ids: Int[Array, "r n"],
     blocked: Bool[Array, " V"],
     filters: Filters,
+    mask: Int32[Array, "r W"] | None = None,
 ) -> Chosen:
     """The first token after each row's prompt.
 
@@ -130,7 +133,7 @@ def first(
     cache = Cache(_join(module.config, pool, _rings_of(rings, rows)), held, table)
     read = PrefillState(cache, stream, token)
     _, chosen = decode.finish_prefill(
-        module, params, read, settings, limit, stop_ids, blocked, filters, generated
+        module, params, read, settings, limit, stop_ids, blocked, filters, generated, mask
     )
     return chosen
 
@@ -179,19 +182,62 @@ def continue_rows(
     room: int,
 ) -> tuple[Pool, Rows, Chosen]:
     """`decode.decode` of all rows that are not done."""
-    cache = Cache(_join(module.config, pool, state.rings), state.length, table)
-    before = DecodeState(
-        cache, state.token, state.done, state.generated, state.limit, state.settings
-    )
+    before = _whole(module.config, pool, state, table)
     after, chosen = decode.decode(
         module, params, before, keep, steps, stop_ids, blocked, filters, room
     )
-    pool, rings = _split(module.config, after.cache.entries)
-    length = after.cache.length
-    rows = Rows(
-        rings, length, after.token, after.done, after.generated, after.limit, after.settings
+    return *_parts(module.config, after), chosen
+
+
+def advance_rows(
+    module: Transformer,
+    params: Params,
+    pool: Pool,
+    state: Rows,
+    table: Int[Array, "R M"],
+    keep: Bool[Array, " R"],
+) -> tuple[Pool, Rows, Float[Array, "R 1 D"]]:
+    """`decode.advance` of all rows that are not done: half a step."""
+    after, hidden = decode.advance(module, params, _whole(module.config, pool, state, table), keep)
+    return *_parts(module.config, after), hidden
+
+
+def choose_rows(
+    module: Transformer,
+    params: Params,
+    state: Rows,
+    hidden: Float[Array, "R 1 D"],
+    mask: Int32[Array, "R W"],
+    stop_ids: Int[Array, "R n"],
+    blocked: Bool[Array, " V"],
+    filters: Filters,
+) -> tuple[Rows, Chosen]:
+    """`decode.choose`: the other half."""
+    nothing = Cache((), state.length)
+    before = DecodeState(
+        nothing, state.token, state.done, state.generated, state.limit, state.settings
     )
-    return pool, rows, chosen
+    after, chosen = decode.choose(module, params, before, hidden, mask, stop_ids, blocked, filters)
+    return dataclasses.replace(
+        state,
+        token=after.token,
+        done=after.done,
+        generated=after.generated,
+        settings=after.settings,
+    ), chosen
+
+
+def with_penalties(state: Rows, vocab_size: int) -> Rows:
+    """The state with room for what some rows ask for."""
+    penalties = no_penalties(state.token.shape[0], vocab_size)
+    return dataclasses.replace(
+        state, settings=dataclasses.replace(state.settings, penalties=penalties)
+    )
+
+
+def without_penalties(state: Rows) -> Rows:
+    """The state without it."""
+    return dataclasses.replace(state, settings=dataclasses.replace(state.settings, penalties=None))
 
 
 def resize(state: Rows, source: Int[Array, " R"], used: Bool[Array, " R"]) -> Rows:
@@ -205,6 +251,18 @@ def resize(state: Rows, source: Int[Array, " R"], used: Bool[Array, " R"]) -> Ro
 def load(to: Rings, rings: Rings, place: Array, row: Array) -> Rings:
     """`to` with its row `row` as the row `place` of other rings."""
     return jax.tree.map(lambda a, b: a.at[:, :, row].set(b[:, :, place]), to, rings)
+
+
+def _whole(config: ModelConfig, pool: Pool, state: Rows, table: Array) -> DecodeState:
+    cache = Cache(_join(config, pool, state.rings), state.length, table)
+    return DecodeState(cache, state.token, state.done, state.generated, state.limit, state.settings)
+
+
+def _parts(config: ModelConfig, state: DecodeState) -> tuple[Pool, Rows]:
+    pool, rings = _split(config, state.cache.entries)
+    return pool, Rows(
+        rings, state.cache.length, state.token, state.done, state.generated, state.limit, state.settings
+    )  # fmt: skip
 
 
 def _rings_of(rings: Rings, rows: Array) -> Rings:
