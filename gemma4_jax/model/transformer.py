@@ -17,7 +17,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import FULL, SLIDING, LayerConfig, ModelConfig
@@ -31,7 +30,13 @@ from gemma4_jax.model.block import (
     cached_keys,
 )
 from gemma4_jax.model.cache import Cache
-from gemma4_jax.model.layers import Declared, Embedder, PerLayerEmbedder, RMSNorm
+from gemma4_jax.model.layers import (
+    Embedder,
+    PerLayerEmbedder,
+    RMSNorm,
+    drawn,
+    is_declared,
+)
 from gemma4_jax.model.layout import Segment, layer_address, segments
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.rope import rotation
@@ -328,31 +333,9 @@ def _declared(config: ModelConfig) -> Any:
     return jax.eval_shape(init)["params"]
 
 
-def _is_declared(leaf: Any) -> bool:
-    return isinstance(leaf, Declared)
-
-
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Fresh parameters, drawn as declared where each is created; a plain nested dict.
-
-    Drawn by numpy, leaf by leaf, each from its own stream of the key: the same on every platform, and at
-    once. (XLA needs about a second to compile a Gaussian of one shape; a tiny model has twenty shapes.)
-    """
-    entropy = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
-
-    def draw(number: int, leaf: Declared) -> Array:
-        start, shape = leaf.initializer, leaf.value.shape
-        values = np.full(shape, start.mean, np.float32)
-        if start.stddev:
-            stream = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
-            values += start.stddev * stream.standard_normal(shape, np.float32)
-        return jnp.asarray(values, dtype)
-
-    leaves, tree = jax.tree.flatten(_declared(config), is_leaf=_is_declared)
-    params: dict[str, Any] = jax.tree.unflatten(
-        tree, [draw(number, leaf) for number, leaf in enumerate(leaves)]
-    )
-    return params
+    """Fresh parameters, drawn as declared where each is created; a plain nested dict."""
+    return drawn(_declared(config), key, dtype)
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -360,7 +343,7 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, 
     params: dict[str, Any] = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype),
         _declared(config),
-        is_leaf=_is_declared,
+        is_leaf=is_declared,
     )
     return params
 
@@ -368,7 +351,7 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, 
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
     """Logical axis names of every parameter: the same tree as `abstract_params`, tuples as leaves."""
     axes: dict[str, Any] = jax.tree.map(
-        lambda leaf: leaf.names, _declared(config), is_leaf=_is_declared
+        lambda leaf: leaf.names, _declared(config), is_leaf=is_declared
     )
     return axes
 

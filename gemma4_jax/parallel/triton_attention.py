@@ -82,9 +82,7 @@ def _any_length(how: kernels.How, q: Array, key: Array, value: Array, facts: Fac
     extra = -tokens % kernels.LARGEST_TILE
     if not extra:
         return _attention(how, q, key, value, facts)
-    q, key, value = (
-        jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, key, value)
-    )
+    q, key, value = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, key, value))
     # Other facts as the last token's: new documents would widen the runs of tiles.
     facts = {
         name: jnp.pad(fact, ((0, 0), (0, extra)), constant_values=EMPTY)

@@ -45,9 +45,7 @@ def _product(interpret: bool, rows: Array, weights: Array, group_sizes: Array) -
     return _of_rows(interpret, rows, weights, group_sizes, turned=False)
 
 
-def _forward(
-    interpret: bool, rows: Array, weights: Array, group_sizes: Array
-) -> tuple[Array, Any]:
+def _forward(interpret: bool, rows: Array, weights: Array, group_sizes: Array) -> tuple[Array, Any]:
     return _product(interpret, rows, weights, group_sizes), (rows, weights, group_sizes)
 
 

@@ -184,7 +184,9 @@ class _Specs:
         self.grid_of_queries = (batch, heads, tokens // tiles.queries)
         self.grid_of_keys = (batch, kv_heads, tokens // tiles.keys)
         # Of a program's own tile: queries, a number for each, keys.
-        self.own_query = pl.BlockSpec((None, tiles.queries, None, size), lambda b, n, i: (b, i, n, 0))
+        self.own_query = pl.BlockSpec(
+            (None, tiles.queries, None, size), lambda b, n, i: (b, i, n, 0)
+        )
         self.own_number = pl.BlockSpec((None, None, tiles.queries), lambda b, n, i: (b, n, i))
         self.own_key = pl.BlockSpec((None, tiles.keys, None, size), lambda b, k, i: (b, i, k, 0))
         # All tokens of a query's K/V head, and all queries that read a K/V head.

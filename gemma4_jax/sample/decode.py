@@ -2,6 +2,8 @@
 
     start_prefill -> prefill_chunk (again and again) -> finish_prefill -> decode (again and again)
 
+`finish_prefill` is `last_hidden`, then `first_token`: whoever drafts needs to know what is between.
+
 Where the host has to say which ids may come next, each of decode's steps is taken apart: `advance` runs the
 model while the host makes up its mind, `choose` takes the masks.
 
@@ -110,9 +112,35 @@ def finish_prefill(
     the prompt's last tokens were chosen by this row; none if left out. mask: ids that each row may choose
     (`sampling.sample`).
     """
-    hidden = _apply(module, params, "borrow", state.stream, state.token, state.cache)
+    hidden = last_hidden(module, params, state)
+    return first_token(
+        module, params, state, hidden, settings, limit, stop_ids, blocked, filters, generated, mask
+    )
+
+
+def last_hidden(module: Transformer, params: Params, state: PrefillState) -> Float[Array, "B 1 D"]:
+    """The state after the final norm of each row's last token: the remaining layers."""
+    hidden: Array = _apply(module, params, "borrow", state.stream, state.token, state.cache)
+    return hidden
+
+
+def first_token(
+    module: Transformer,
+    params: Params,
+    state: PrefillState,
+    hidden: Float[Array, "B 1 D"],
+    settings: Settings,
+    limit: Int[Array, " B"],
+    stop_ids: Int[Array, "*B n"],
+    blocked: Bool[Array, " V"],
+    filters: Filters,
+    generated: Int[Array, " B"] | None,
+    mask: Int32[Array, "B W"] | None,
+) -> tuple[DecodeState, Chosen]:
+    """`finish_prefill` from there on."""
     before = jnp.zeros_like(limit) if generated is None else generated
-    drawn = _choose(module, params, hidden, settings, before, blocked, filters, mask)
+    logits = logits_of(module, params, hidden)[:, 0]
+    drawn = sample(logits, settings, before, filters, blocked, mask)
     count = (limit > 0).astype(jnp.int32)
     done = (limit <= before + 1) | _is_stop(drawn.token, stop_ids)
     settings = _counted(settings, drawn.token, limit > 0)
@@ -137,7 +165,7 @@ def decode(
     early once every row is done.
     """
     start = dataclasses.replace(state, done=state.done | ~keep)
-    drawn = _room(room, state.token.shape[0], filters.top)
+    drawn = room_for(room, state.token.shape[0], filters.top)
 
     def going(carry: tuple[Array, DecodeState, Drawn]) -> Array:
         return (carry[0] < jnp.minimum(steps, room)) & ~jnp.all(carry[1].done)
@@ -145,7 +173,8 @@ def decode(
     def step(carry: tuple[Array, DecodeState, Drawn]) -> tuple[Array, DecodeState, Drawn]:
         i, now, drawn = carry
         moved, hidden = _forward(module, params, now)
-        after, new = _next(module, params, moved, hidden, stop_ids, blocked, filters, None)
+        logits = logits_of(module, params, hidden)[:, 0]
+        after, new = next_token(moved, logits, stop_ids, blocked, filters, None)
         return i + 1, after, jax.tree.map(lambda all, one: all.at[i].set(one), drawn, new)
 
     _, end, drawn = jax.lax.while_loop(going, step, (jnp.int32(0), start, drawn))
@@ -170,11 +199,13 @@ def choose(
     filters: Filters,
 ) -> tuple[DecodeState, Chosen]:
     """The second half of a step: the next token of every row, among those of its mask."""
-    after, drawn = _next(module, params, state, hidden, stop_ids, blocked, filters, mask)
+    logits = logits_of(module, params, hidden)[:, 0]
+    after, drawn = next_token(state, logits, stop_ids, blocked, filters, mask)
     return after, Chosen(_one_step(drawn), after.generated - state.generated, after.done)
 
 
-def _room(steps: int, rows: int, top: int) -> Drawn:
+def room_for(steps: int, rows: int, top: int) -> Drawn:
+    """Zeros for what so many steps draw."""
     whole, real = jnp.zeros((steps, rows), jnp.int32), jnp.zeros((steps, rows), jnp.float32)
     alternatives = jnp.zeros((steps, rows, top), jnp.float32)
     return Drawn(whole, real, alternatives.astype(jnp.int32), alternatives)
@@ -190,17 +221,16 @@ def _forward(module: Transformer, params: Params, state: DecodeState) -> tuple[D
     return dataclasses.replace(state, cache=cache), hidden
 
 
-def _next(
-    module: Transformer,
-    params: Params,
+def next_token(
     state: DecodeState,
-    hidden: Array,
-    stop_ids: Array,
-    blocked: Array,
+    logits: Float[Array, "B V"],
+    stop_ids: Int[Array, "*B n"],
+    blocked: Bool[Array, " V"],
     filters: Filters,
-    mask: Array | None,
+    mask: Int32[Array, "B W"] | None,
 ) -> tuple[DecodeState, Drawn]:
-    drawn = _choose(module, params, hidden, state.settings, state.generated, blocked, filters, mask)
+    """One more token of every row that is not done; the cache is left alone."""
+    drawn = sample(logits, state.settings, state.generated, filters, blocked, mask)
     generated = state.generated + ~state.done
     done = state.done | (generated >= state.limit) | _is_stop(drawn.token, stop_ids)
     token = jnp.where(state.done, state.token, drawn.token)
@@ -215,18 +245,12 @@ def _counted(settings: Settings, token: Array, chosen: Array) -> Settings:
     return dataclasses.replace(settings, penalties=counted(settings.penalties, token, chosen))
 
 
-def _choose(
-    module: Transformer,
-    params: Params,
-    hidden: Float[Array, "B 1 D"],
-    settings: Settings,
-    step: Array,
-    blocked: Array,
-    filters: Filters,
-    mask: Array | None,
-) -> Drawn:
-    logits = _apply(module, params, "logits", hidden)
-    return sample(logits[:, 0], settings, step, filters, blocked, mask)
+def logits_of(
+    module: Transformer, params: Params, hidden: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+    """float32 logits of hidden states."""
+    logits: Array = _apply(module, params, "logits", hidden)
+    return logits
 
 
 def _apply(module: Transformer, params: Params, method: str, *args: Any) -> Any:

@@ -31,6 +31,7 @@ from gemma4_jax.model.cache import COMPRESSIONS, NO_PAGE, Compression
 from gemma4_jax.model.cache_precision import held_dtype
 from gemma4_jax.sample import engine_programs as programs
 from gemma4_jax.sample.buckets import power_of_two
+from gemma4_jax.sample.drafters import Drafter, Drafts, History, Target
 from gemma4_jax.sample.masks import masks_of
 from gemma4_jax.sample.paging import Pages
 from gemma4_jax.sample.penalties import penalties_of
@@ -54,6 +55,7 @@ class _Task:
     number: int
     tokens: list[int]
     stream: Stream
+    history: History  # of the same tokens
     pages: list[int] = field(default_factory=list)
     held: int = 0  # tokens that its pages and rings hold
     reading: int | None = None  # its place among the rows that are read
@@ -92,7 +94,8 @@ class Engine:
     full layers. max_context: most positions of one request, by default the model's, or max_tokens if that is
     less. page_size: positions of a page. prefill_tokens: prompt tokens read between two dispatches. steps:
     tokens a row gets in a dispatch. snapshots: ends of prefixes that can be gone on from.
-    cache_compression, cache_dtype: as of `Sampler`.
+    cache_compression, cache_dtype: as of `Sampler`. drafter: guesses what rows will choose, which changes
+    their speed alone (`drafters.py`).
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Engine:
         snapshots: int = 16,
         cache_compression: Compression = "value",
         cache_dtype: Any = None,
+        drafter: Drafter | None = None,
     ) -> None:
         sizes = {
             "max_slots": max_slots,
@@ -136,7 +140,11 @@ class Engine:
             )
         self.model = model
         self._params = jax.tree.map(jnp.asarray, model.params)
-        self.max_slots, self._steps = max_slots, steps
+        self.max_slots, self._drafter = max_slots, drafter
+        # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
+        self._steps = steps if drafter is None else 1
+        drafts = 0 if drafter is None else drafter.lengths[-1]
+        self._ahead = max(self._steps, drafts + 1)
         self._sizes = programs.prefill_sizes(prefill_tokens, min(max_slots, programs.MOST_ROWS))
         self._blocked = jnp.asarray(blocked_ids(model))
         self.pages = Pages(max_tokens // page_size, page_size, snapshots)
@@ -146,11 +154,16 @@ class Engine:
             self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
 
             def rings(rows: int) -> Any:
-                return programs.empty_rings(config, rows, self.max_context, page_size, *layout)
+                return programs.empty_rings(
+                    config, rows, self.max_context, page_size, *layout, drafts
+                )
 
             self._reading_rings = rings(max(rows for rows, _ in self._sizes))
             self._saved = rings(snapshots)
-            self._state = programs.empty_rows(rings(1), 1)
+            hidden = None
+            if drafter is not None and drafter.reads_hidden:
+                hidden = config.d_model, model.module.dtype
+            self._state = programs.empty_rows(rings(1), 1, hidden)
         self._width = -(-self.max_context // page_size)
         self._waiting: deque[_Task] = deque()
         self._reading: list[_Task | None] = [None] * max(rows for rows, _ in self._sizes)
@@ -193,7 +206,8 @@ class Engine:
                     row.request = dataclasses.replace(row.request, bias=bias)
                 stream = Stream(self.advance, self.cancel, row.request.prompt)
                 prompt = list(row.request.prompt)
-                self._waiting.append(_Task(row, self._submitted, prompt, stream))
+                task = _Task(row, self._submitted, prompt, stream, History(prompt))
+                self._waiting.append(task)
                 self._submitted += 1
                 streams.append(stream)
         return streams
@@ -340,7 +354,7 @@ class Engine:
         vocab_size = self.model.config.vocab_size
         settings = programs.settings_of(requests, penalties_of(requests, outputs, vocab_size))
         mask = self._masks(padded)
-        chosen = programs.first(
+        chosen, hidden = programs.first(
             self.model.module, self._params, self._pool, self._reading_rings, table, places, held,
             stream, last, settings, generated, limit, self._stop_ids(padded), self._blocked,
             filters=filters, mask=mask,
@@ -354,11 +368,16 @@ class Engine:
             assert place is not None
             self._reading[place] = None
             if not dispatch.done[i]:
-                self._enter(task, place, [*task.output, new[0].id])
+                self._enter(task, place, [*task.output, new[0].id], hidden, i)
             self._push(task, new)
 
-    def _enter(self, task: _Task, place: int, output: list[int]) -> None:
-        """From the rows that are read to those that decode; output: with the first token."""
+    def _enter(
+        self, task: _Task, place: int, output: list[int], hidden: jax.Array, at: int
+    ) -> None:
+        """From the rows that are read to those that decode.
+
+        output: with the first token, which hidden[at] chose.
+        """
         request, vocab_size = task.row.request, self.model.config.vocab_size
         task.slot = self._free_slot()
         self._slots[task.slot] = task
@@ -368,8 +387,11 @@ class Engine:
         self._state = programs.enter(
             self._state, np.int32(task.slot), self._reading_rings, np.int32(place), np.int32(task.held),
             np.int32(output[-1]), np.int32(len(output)), np.int32(request.max_new_tokens),
-            programs.settings_of([request], penalties),
+            programs.settings_of([request], penalties), *self._drafted_from(hidden, at),
         )  # fmt: skip
+
+    def _drafted_from(self, hidden: jax.Array, at: int) -> tuple[Any, ...]:
+        return () if self._state.hidden is None else (hidden, np.int32(at))
 
     @property
     def _penalised(self) -> bool:
@@ -389,6 +411,7 @@ class Engine:
         table = self._table([task.pages if task else [] for task in self._slots], rows)
         keep = np.array([task is not None for task in self._slots])
         model, stop_ids = self.model.module, self._stop_ids(self._slots)
+        drafts = None
         if any(task.row.matcher is not None for task in tasks):
             # One token, and the host says which may come while the device computes what would.
             self._pool, self._state, hidden = programs.advance_rows(
@@ -405,6 +428,11 @@ class Engine:
                 self._blocked,
                 filters=filters,
             )
+        elif (drafts := self._drafts(table)) is not None:
+            self._pool, self._state, chosen = programs.verify_rows(
+                model, self._params, self._pool, self._state, table, keep, drafts.tokens, drafts.given,
+                stop_ids, self._blocked, filters=filters, length=drafts.length,
+            )  # fmt: skip
         else:
             self._pool, self._state, chosen = programs.continue_rows(
                 model, self._params, self._pool, self._state, table, keep, np.int32(self._steps), stop_ids,
@@ -415,7 +443,24 @@ class Engine:
             if task.slot is not None:
                 new = dispatch.of_row(task.slot, task.row.request.top_logprobs)
                 task.held += len(new)
+                if drafts is not None:
+                    task.history.learn(int(drafts.given[task.slot]), len(new) - 1)
                 self._push(task, new)
+
+    def _drafts(self, table: np.ndarray) -> Drafts | None:
+        """What rows will perhaps choose next, as far as they may."""
+        if self._drafter is None:
+            return None
+        most = np.zeros(len(self._slots), np.int32)
+        for slot, task in enumerate(self._slots):
+            if task is not None:
+                most[slot] = task.row.request.max_new_tokens - len(task.output) - 1
+        target = self._target(table)
+        histories = [None if task is None else task.history for task in self._slots]
+        return self._drafter.propose(histories, most, target)
+
+    def _target(self, table: np.ndarray) -> Target:
+        return Target(self.model.module, self._params, self._pool, self._state, table)
 
     def _masks(self, tasks: Sequence[_Task | None]) -> np.ndarray | None:
         """What rows may choose next, None if all may choose anything; who may choose nothing has failed."""
@@ -434,7 +479,7 @@ class Engine:
         request = task.row.request
         # The last token of a request is never written.
         most = len(request.prompt) + request.max_new_tokens - 1
-        wanted = self._pages_for(min(task.held + self._steps, most)) - len(task.pages)
+        wanted = self._pages_for(min(task.held + self._ahead, most)) - len(task.pages)
         while task.slot is not None and wanted > 0:
             fresh = self.pages.take(wanted)
             if fresh is not None:
@@ -588,8 +633,24 @@ class Engine:
                 np.zeros(rows, bool), zero, self._stop_ids(self._slots), self._blocked, filters=each,
                 room=self._steps,
             )  # fmt: skip
-        self._state = programs.enter(
-            self._state, zero, self._reading_rings, zero, zero, zero, zero, zero,
-            programs.settings_of([None]),
-        )  # fmt: skip
+            self._warm_drafts(each)
+        for read in {rows for rows, _ in self._sizes}:
+            hidden = jnp.zeros((read, self.model.config.d_model), self.model.module.dtype)
+            self._state = programs.enter(
+                self._state, zero, self._reading_rings, zero, zero, zero, zero, zero,
+                programs.settings_of([None]), *self._drafted_from(hidden, 0),
+            )  # fmt: skip
         self._saved = programs.load(self._saved, self._state.rings, zero, zero)
+
+    def _warm_drafts(self, filters: Filters) -> None:
+        if self._drafter is None:
+            return
+        rows, table = len(self._slots), self._table([], len(self._slots))
+        none = np.zeros(rows, np.int32)
+        self._drafter.propose([None] * rows, none, self._target(table))
+        drafts = np.zeros((rows, self._drafter.lengths[-1]), np.int32)
+        for length in self._drafter.lengths:
+            self._pool, self._state, _ = programs.verify_rows(
+                self.model.module, self._params, self._pool, self._state, table, none.astype(bool), drafts,
+                none, self._stop_ids(self._slots), self._blocked, filters=filters, length=length,
+            )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Every shape comes from a short list (`prefill_sizes`, powers of two of rows), and which filters are in use is
 one of a few cases: after `Engine.warm_up` nothing is compiled again, whatever is asked. As in `programs.py`,
-`jax.jit` stands here; the functions are in `slots.py`.
+`jax.jit` stands here; the functions are in `slots.py` and `speculation.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_jax.sample import slots
+from gemma4_jax.sample import slots, speculation
 from gemma4_jax.sample.penalties import Penalties
 from gemma4_jax.sample.requests import MOST_TOP_LOGPROBS, Request
 from gemma4_jax.sample.sampling import CANDIDATES, Filters, Settings, row_keys
@@ -25,8 +25,8 @@ _SMALLEST_CHUNK = 32
 MOST_ROWS = 8
 
 empty_pool = jax.jit(slots.empty_pool, static_argnums=(0, 1, 2, 3))
-empty_rings = jax.jit(slots.empty_rings, static_argnums=(0, 1, 2, 3, 4, 5))
-empty_rows = jax.jit(slots.empty_rows, static_argnums=1, donate_argnums=0)
+empty_rings = jax.jit(slots.empty_rings, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+empty_rows = jax.jit(slots.empty_rows, static_argnums=(1, 2), donate_argnums=0)
 prefill = jax.jit(slots.prefill, static_argnums=0, donate_argnums=(2, 3))
 first = jax.jit(slots.first, static_argnums=0, static_argnames="filters")
 enter = jax.jit(slots.enter, donate_argnums=0)
@@ -39,6 +39,13 @@ continue_rows = jax.jit(
 advance_rows = jax.jit(slots.advance_rows, static_argnums=0, donate_argnums=(2, 3))
 choose_rows = jax.jit(
     slots.choose_rows, static_argnums=0, static_argnames="filters", donate_argnums=2
+)
+draft_rows = jax.jit(speculation.draft_rows, static_argnums=(0, 1), static_argnames="room")
+verify_rows = jax.jit(
+    speculation.verify_rows,
+    static_argnums=0,
+    static_argnames=("filters", "length"),
+    donate_argnums=(2, 3),
 )
 with_penalties = jax.jit(slots.with_penalties, static_argnums=1, donate_argnums=0)
 without_penalties = jax.jit(slots.without_penalties, donate_argnums=0)

@@ -52,6 +52,8 @@ class Rows:
     generated: Any  # int32 [R]
     limit: Any  # int32 [R]
     settings: Settings
+    # [R, D]: the target's state after the final norm that chose `token`, where a drafter reads it; else None
+    hidden: Any = None
 
 
 def empty_pool(
@@ -73,10 +75,13 @@ def empty_rings(
     page: int,
     dtype: Any,
     compression: Compression,
+    drafts: int = 0,
 ) -> Rings:
-    """Rings of rows of up to `context` positions."""
+    """Rings of rows of up to `context` positions, from which up to `drafts` tokens may be taken back."""
+    # A drafter's window is one longer, and what is taken back has been written over older positions.
+    slack = page + (drafts + 1 if drafts else 0)
     cache = init_cache(
-        config, rows, context, dtype, compression, _devices_of_heads(), pages=(0, page), slack=page
+        config, rows, context, dtype, compression, _devices_of_heads(), pages=(0, page), slack=slack
     )
     return _placed(config, _split(config, cache.entries)[1])
 
@@ -107,11 +112,12 @@ def _placed(config: ModelConfig, entries: Any) -> Any:
     )
 
 
-def empty_rows(rings: Rings, rows: int) -> Rows:
-    """Rows that are done, over empty rings."""
+def empty_rows(rings: Rings, rows: int, hidden: tuple[int, Any] | None = None) -> Rows:
+    """Rows that are done, over empty rings; hidden: width and dtype of `Rows.hidden`."""
     zeros = jnp.zeros((rows,), jnp.int32)
     done = jnp.ones((rows,), bool)
-    return Rows(rings, zeros, zeros, done, zeros, zeros, neutral_settings(rows))
+    states = None if hidden is None else jnp.zeros((rows, hidden[0]), hidden[1])
+    return Rows(rings, zeros, zeros, done, zeros, zeros, neutral_settings(rows), states)
 
 
 def prefill(
@@ -156,17 +162,18 @@ def first(
     blocked: Bool[Array, " V"],
     filters: Filters,
     mask: Int32[Array, "r W"] | None = None,
-) -> Chosen:
-    """The first token after each row's prompt.
+) -> tuple[Chosen, Float[Array, "r D"]]:
+    """The first token after each row's prompt, and the hidden state that chose it.
 
     generated: tokens chosen for the row before (it was interrupted, and they are part of the prompt now).
     """
     cache = Cache(_join(module.config, pool, _rings_of(rings, rows)), held, table)
     read = PrefillState(cache, stream, token)
-    _, chosen = decode.finish_prefill(
-        module, params, read, settings, limit, stop_ids, blocked, filters, generated, mask
+    hidden = decode.last_hidden(module, params, read)
+    _, chosen = decode.first_token(
+        module, params, read, hidden, settings, limit, stop_ids, blocked, filters, generated, mask
     )
-    return on_every_device(chosen)
+    return on_every_device(chosen), hidden[:, 0]
 
 
 def enter(
@@ -179,10 +186,12 @@ def enter(
     generated: Array,
     limit: Array,
     settings: Settings,
+    hidden: Float[Array, "r D"] | None = None,
+    at: Array | None = None,
 ) -> Rows:
     """The state with one more row: its rings from a place of other rings, its first token chosen.
 
-    settings: of that row alone, leaves [1].
+    settings: of that row alone, leaves [1]. hidden[at]: what chose the token, where a drafter reads it.
     """
 
     def put(old: Array, new: Array) -> Array:
@@ -196,6 +205,7 @@ def enter(
         put(state.generated, generated),
         put(state.limit, limit),
         jax.tree.map(lambda old, new: old.at[row].set(new[0]), state.settings, settings),
+        None if hidden is None else put(state.hidden, hidden[at]),
     )
 
 
@@ -212,12 +222,12 @@ def continue_rows(
     filters: Filters,
     room: int,
 ) -> tuple[Pool, Rows, Chosen]:
-    """`decode.decode` of all rows that are not done."""
-    before = _whole(module.config, pool, state, table)
+    """`decode.decode` of all rows that are not done; not for drafters that read hidden states."""
+    before = whole(module.config, pool, state, table)
     after, chosen = decode.decode(
         module, params, before, keep, steps, stop_ids, blocked, filters, room
     )
-    return *_parts(module.config, after), on_every_device(chosen)
+    return *parts(module.config, state, after), on_every_device(chosen)
 
 
 def advance_rows(
@@ -229,8 +239,8 @@ def advance_rows(
     keep: Bool[Array, " R"],
 ) -> tuple[Pool, Rows, Float[Array, "R 1 D"]]:
     """`decode.advance` of all rows that are not done: half a step."""
-    after, hidden = decode.advance(module, params, _whole(module.config, pool, state, table), keep)
-    return *_parts(module.config, after), hidden
+    after, hidden = decode.advance(module, params, whole(module.config, pool, state, table), keep)
+    return *parts(module.config, state, after), hidden
 
 
 def choose_rows(
@@ -255,6 +265,7 @@ def choose_rows(
         done=after.done,
         generated=after.generated,
         settings=after.settings,
+        hidden=None if state.hidden is None else hidden[:, 0],
     ), chosen
 
 
@@ -284,15 +295,18 @@ def load(to: Rings, rings: Rings, place: Array, row: Array) -> Rings:
     return jax.tree.map(lambda a, b: a.at[:, :, row].set(b[:, :, place]), to, rings)
 
 
-def _whole(config: ModelConfig, pool: Pool, state: Rows, table: Array) -> DecodeState:
+def whole(config: ModelConfig, pool: Pool, state: Rows, table: Int[Array, "R M"]) -> DecodeState:
+    """Rows and their pool as the state of `decode.py`."""
     cache = Cache(_join(config, pool, state.rings), state.length, table)
     return DecodeState(cache, state.token, state.done, state.generated, state.limit, state.settings)
 
 
-def _parts(config: ModelConfig, state: DecodeState) -> tuple[Pool, Rows]:
-    pool, rings = _split(config, state.cache.entries)
+def parts(config: ModelConfig, before: Rows, after: DecodeState) -> tuple[Pool, Rows]:
+    """And back, with what only `before` has."""
+    pool, rings = _split(config, after.cache.entries)
     return pool, Rows(
-        rings, state.cache.length, state.token, state.done, state.generated, state.limit, state.settings
+        rings, after.cache.length, after.token, after.done, after.generated, after.limit, after.settings,
+        before.hidden,
     )  # fmt: skip
 
 
