@@ -48,7 +48,9 @@ def test_a_step_is_measured_and_compared(capsys):
     assert step["mfu"] is None and step["tflops"] > 0 and step["peak_gib"] > 0
     assert len(parity["losses"]) == len(parity["gradient_norms"]) == 2
     other = {**parity, "losses": [x * 1.01 for x in parity["losses"]]}
-    assert gpu_train.compared(parity, other)["differences"]["losses"] == pytest.approx(0.01, rel=0.02)
+    assert gpu_train.compared(parity, other)["differences"]["losses"] == pytest.approx(
+        0.01, rel=0.02
+    )
     assert gpu_train.compared(parity, other)["differences"]["gradient_norms"] == 0
 
 

@@ -412,7 +412,8 @@ class Engine:
         keep = np.array([task is not None for task in self._slots])
         model, stop_ids = self.model.module, self._stop_ids(self._slots)
         drafts = None
-        if any(task.row.matcher is not None for task in tasks):
+        watchers = [task.row.matcher for task in tasks if task.row.matcher is not None]
+        if not all(watcher.free(self._ahead) for watcher in watchers):
             # One token, and the host says which may come while the device computes what would.
             self._pool, self._state, hidden = programs.advance_rows(
                 model, self._params, self._pool, self._state, table, keep

@@ -26,7 +26,9 @@ def facts_of(tokens, *, segments=False, images=False, branches=False):
         segment = 1 + (order >= tokens // 3) + (order >= np.array([[tokens // 2], [tokens - 40]]))
         segment = np.where(order < tokens - 17, segment, 0)
     if images:  # one ends a tile, one crosses from a tile into the next
-        block = np.where((order >= 30) & (order < 64), 0, np.where((order >= 100) & (order < 150), 1, -1))
+        block = np.where(
+            (order >= 30) & (order < 64), 0, np.where((order >= 100) & (order < 150), 1, -1)
+        )
     if branches:  # positions go on from the prompt's in each
         prompt, answer = tokens // 2, tokens // 4
         branch = np.where(order < prompt, 0, np.where(order < prompt + answer, 1, 2))
@@ -101,7 +103,13 @@ def test_in_bfloat16_errors_are_those_of_its_rounding(head_dim, window):
 @pytest.mark.parametrize("window", [None, 64, 200])
 @pytest.mark.parametrize(
     "kinds",
-    [{}, {"segments": True}, {"images": True}, {"branches": True}, {"branches": True, "segments": True}],
+    [
+        {},
+        {"segments": True},
+        {"images": True},
+        {"branches": True},
+        {"branches": True, "segments": True},
+    ],
     ids=lambda kinds: "+".join(kinds) or "plain",
 )
 def test_runs_of_tiles_hold_whatever_is_visible(window, kinds):
