@@ -21,7 +21,7 @@ from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.cut_cache import attend_held, remember
-from gemma4_jax.parallel.expert_dispatch import dispatch_experts
+from gemma4_jax.parallel.expert_dispatch import dispatch
 from gemma4_jax.parallel.kernels import attend_for, grouped_matmul_for
 from gemma4_jax.parallel.zigzag import arrange, restore
 from gemma4_jax.sharding import mesh_of, over
@@ -59,7 +59,7 @@ def transformer(
     platform = platform or jax.default_backend()
     parts = Parts(
         grouped_matmul=grouped_matmul_for(platform, gpu_kernels),
-        routed_experts=dispatch_experts,
+        routed_experts=dispatch,
         attend=attend_for(platform, gpu_kernels),
         arrange=arrange,
         restore=restore,

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Protocol, runtime_checkable
 
-from gemma4_jax.text.parse import Piece, Scanner, ToolCall
+from gemma4_jax.text.parse import Piece, Scanner, Start, ToolCall
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -33,7 +33,7 @@ class Display:
     def __init__(self, *, raw: bool = False, in_thought: bool = False) -> None:
         self._out, self._err = sys.stdout, sys.stderr
         self._raw = raw
-        self._scanner = Scanner(in_thought)
+        self._scanner = Scanner(Start.THOUGHT if in_thought else Start.CONTENT)
         self._aside = False  # dimmed text was begun
         self._space: str | None = (
             None  # held back between words of the content; None before the first

@@ -166,6 +166,10 @@ class Tokenizer:
         token_bytes = functools.partial(self._token_bytes, skip_control)
         return b"".join(map(token_bytes, ids)).decode("utf-8", "replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one id adds to the decoded text; a control token's name for that token."""
+        return self._token_bytes(False, token)
+
     def stream(self, *, skip_control: bool = False) -> StreamDecoder:
         """A decoder for tokens that come one at a time."""
         return StreamDecoder(functools.partial(self._token_bytes, skip_control))

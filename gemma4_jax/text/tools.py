@@ -12,7 +12,7 @@ from typing import Any
 
 from gemma4_jax.errors import UserError
 from gemma4_jax.text import control
-from gemma4_jax.text.messages import Call, Response
+from gemma4_jax.text.messages import Call, Response, read_tools
 from gemma4_jax.text.segments import SegmentWriter
 
 _SCHEMA_KEYS = ("description", "type", "properties", "required", "nullable")
@@ -67,12 +67,13 @@ def write_response(writer: SegmentWriter, response: Response) -> None:
         _write_items(writer, response.value, quote_keys=False)
     else:
         writer.text("value:")
-        _write_value(writer, response.value, quote_keys=False)
+        write_value(writer, response.value, quote_keys=False)
     writer.text("}")
     writer.markup(control.RESPONSE_END)
 
 
-def _write_value(writer: SegmentWriter, value: Any, *, quote_keys: bool) -> None:
+def write_value(writer: SegmentWriter, value: Any, *, quote_keys: bool = False) -> None:
+    """A JSON value. Keys are bare in calls and responses, quoted in some places of declarations."""
     match value:
         case None:
             writer.text("null")
@@ -88,7 +89,7 @@ def _write_value(writer: SegmentWriter, value: Any, *, quote_keys: bool) -> None
             writer.text("[")
             for i, item in enumerate(value):
                 writer.text("," if i else "")
-                _write_value(writer, item, quote_keys=quote_keys)
+                write_value(writer, item, quote_keys=quote_keys)
             writer.text("]")
         case _:
             writer.text(str(value))
@@ -102,7 +103,7 @@ def _write_items(writer: SegmentWriter, items: Mapping[str, Any], *, quote_keys:
         else:
             writer.text(key)
         writer.text(":")
-        _write_value(writer, value, quote_keys=quote_keys)
+        write_value(writer, value, quote_keys=quote_keys)
 
 
 def _write_properties(
@@ -125,7 +126,7 @@ def _write_schema(writer: SegmentWriter, schema: Mapping[str, Any]) -> None:
         writer.text(",")
     if kind == "STRING" and (choices := schema.get("enum")):
         writer.text("enum:")
-        _write_value(writer, choices, quote_keys=True)
+        write_value(writer, choices, quote_keys=True)
         writer.text(",")
     items = schema.get("items")
     if kind == "ARRAY" and isinstance(items, Mapping) and items:
@@ -162,10 +163,10 @@ def _write_array_items(writer: SegmentWriter, items: Mapping[str, Any]) -> None:
         elif key == "type":
             writer.text("type:")
             upper = [str(v).upper() for v in value] if isinstance(value, list | tuple) else None
-            _write_value(writer, str(value).upper() if upper is None else upper, quote_keys=True)
+            write_value(writer, str(value).upper() if upper is None else upper, quote_keys=True)
         else:
             writer.text(f"{key}:")
-            _write_value(writer, value, quote_keys=True)
+            write_value(writer, value, quote_keys=True)
 
 
 def _write_required(writer: SegmentWriter, required: Any) -> None:
@@ -182,6 +183,19 @@ def _write_type(writer: SegmentWriter, schema: Mapping[str, Any]) -> None:
     writer.text("type:")
     writer.quoted(_type_name(schema))
     writer.text("}")
+
+
+def signatures(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, bool]]:
+    """Which arguments of which tool are strings, for the parser (`arguments.Signatures`)."""
+    return {
+        function["name"]: {
+            name: isinstance(schema, Mapping) and _type_name(schema) == "STRING"
+            for name, schema in properties.items()
+        }
+        for function in read_tools(tools)
+        if isinstance(parameters := function.get("parameters") or {}, Mapping)
+        and isinstance(properties := parameters.get("properties") or {}, Mapping)
+    }
 
 
 def _type_name(schema: Mapping[str, Any]) -> str:
