@@ -76,13 +76,16 @@ class Plan:
 # 64 x 512 float32 is half of all registers: two do not fit, so gradients of keys and values come apart.
 _SMALL = Plan(Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), (("key", "value"),))
 _LARGE = Plan(Tiles(64, 32, 8, 2), Tiles(64, 32, 8, 1), Tiles(32, 64, 8, 1), (("key",), ("value",)))
+# float32 heads of 512: for checks alone, since exact products of float32 do without tensor cores.
+_EXACT = Plan(Tiles(32, 32, 8, 1), Tiles(32, 16, 8, 1), Tiles(16, 32, 8, 1), (("key",), ("value",)))
 # Rows come in multiples of every tile.
 LARGEST_TILE = 128
 
 
-def plan_for(head_dim: int) -> Plan:
-    """The plan for heads of that size."""
-    return _SMALL if head_dim <= 256 else _LARGE
+def plan_for(q: Array) -> Plan:
+    """The plan for heads of as many bytes as those of q [B, T, N, H]."""
+    head = q.shape[3] * q.dtype.itemsize
+    return _SMALL if head <= 512 else _LARGE if head <= 1024 else _EXACT
 
 
 def output(
@@ -93,7 +96,7 @@ def output(
     facts: Facts,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Attention, and the log-sum-exp of each query's scores; T is a multiple of `LARGEST_TILE`."""
-    tiles = plan_for(q.shape[3]).output
+    tiles = plan_for(q).output
     spec = _Specs(q, key, tiles)
     call = pl.pallas_call(
         functools.partial(_output_program, how=how, tiles=tiles),
@@ -121,7 +124,7 @@ def of_queries(
     numbers: Sequence[Float[Array, "B N T"]],
 ) -> Float[Array, "B T N H"]:
     """Gradient of q. numbers: log-sum-exp, and the product of output and its gradient, of each query."""
-    tiles = plan_for(q.shape[3]).of_queries
+    tiles = plan_for(q).of_queries
     spec = _Specs(q, key, tiles)
     call = pl.pallas_call(
         functools.partial(_queries_program, how=how, tiles=tiles),
@@ -150,7 +153,7 @@ def of_keys(
     numbers: Sequence[Float[Array, "B N T"]],
 ) -> list[Float[Array, "B T K H"]]:
     """Gradients of key and value, summed over the G heads that read them; numbers as for `of_queries`."""
-    plan = plan_for(q.shape[3])
+    plan = plan_for(q)
     tiles = plan.of_keys
     spec = _Specs(q, key, tiles)
     run = run_of(how.meetings(facts, tiles).swapaxes(1, 2))

@@ -71,8 +71,8 @@ MASKS = [
     (300, 256, (2, 2), 64, {"segments": True}, False),  # nor are the tokens; no heads share keys
     (256, 256, (2, 1), 1024, {"images": True}, False),  # a window longer than the row
     (256, 64, (4, 2), 100, {"images": True, "segments": True}, False),
-    (256, 512, (2, 1), None, {"segments": True}, True),
-    (200, 512, (2, 2), None, {"images": True}, False),  # full layers see images like text
+    (128, 512, (2, 1), None, {"segments": True}, True),
+    (160, 256, (2, 2), None, {"images": True}, False),  # full layers see images like text
     (256, 64, (4, 2), 80, {"branches": True, "segments": True}, False),
     (256, 64, (4, 2), None, {"branches": True}, False),
 ]
