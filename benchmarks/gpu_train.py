@@ -23,7 +23,10 @@ from configs.schema import AnyConfig, SFTConfig
 from gemma4_jax.errors import UserError, report_user_errors
 from train.ahead import configuration
 
-CASES = ["-".join(words) for words in itertools.product(("sft", "dpo"), ("lora", "full"), ("xla", "triton"))]
+CASES = [
+    "-".join(words)
+    for words in itertools.product(("sft", "dpo"), ("lora", "full"), ("xla", "triton"))
+]
 _RANK = 16
 # Of a step that a CPU also takes.
 _PARITY_SEQ = 64
@@ -35,15 +38,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="e2b", help="a preset or a config.json (e2b)")
     parser.add_argument("--seq", type=int, default=2048, help="tokens of a row (2048)")
-    parser.add_argument("--batch", type=int, default=4, help="rows of a step, even (4); dpo: two to a pair")
-    parser.add_argument("--repeat", type=int, default=5, help="timed steps, of which the best counts")
+    parser.add_argument(
+        "--batch", type=int, default=4, help="rows of a step, even (4); dpo: two to a pair"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=5, help="timed steps, of which the best counts"
+    )
     parser.add_argument("--only", default="", help="cases whose name has this word")
     parser.add_argument("--case", help="one case, here (what this program starts itself with)")
-    parser.add_argument("--parity", action="store_true", help="of that case two small steps in float32")
+    parser.add_argument(
+        "--parity", action="store_true", help="of that case two small steps in float32"
+    )
     args = parser.parse_args(argv)
     with report_user_errors():
         if args.batch < 2 or args.batch % 2 or args.seq < 2 or args.repeat < 1:
-            raise UserError("--batch must be even and positive, --seq at least 2, --repeat positive")
+            raise UserError(
+                "--batch must be even and positive, --seq at least 2, --repeat positive"
+            )
         if args.case:
             emit(numbers(args) if args.parity else speed(args))
             return
@@ -53,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case in cases:
             emit(_child(args, case, parity=False))
         for case in cases:
-            emit(compared(_child(args, case, parity=True), _child(args, case, parity=True, on="cpu")))
+            emit(
+                compared(_child(args, case, parity=True), _child(args, case, parity=True, on="cpu"))
+            )
 
 
 def _child(args: argparse.Namespace, case: str, parity: bool, on: str = "") -> dict[str, Any]:

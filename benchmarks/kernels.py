@@ -65,22 +65,30 @@ class Case:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name has one of these words")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="cases whose name has one of these words"
+    )
     parser.add_argument("--tokens", type=int, help="of a row (8192; on a CPU 128)")
     parser.add_argument("--repeat", type=int, default=5, help="timings, of which the best counts")
     args = parser.parse_args(argv)
     with report_user_errors():
         tokens = args.tokens or (128 if _on_cpu() else 8192)
         if tokens < 16 or args.repeat < 1:
-            raise UserError(f"--tokens {tokens} must be at least 16, --repeat {args.repeat} at least 1")
+            raise UserError(
+                f"--tokens {tokens} must be at least 16, --repeat {args.repeat} at least 1"
+            )
         picked = [
             (name, make)
             for name, make in (*attention_cases(tokens), *expert_cases(tokens))
             if any(word in name for word in args.only)
         ]
         if not picked:
-            raise UserError(f"no case's name has one of {' '.join(args.only)}; try e2b-full or experts")
+            raise UserError(
+                f"no case's name has one of {' '.join(args.only)}; try e2b-full or experts"
+            )
         for name, make in picked:
             measure(make(name), args.repeat)
 
@@ -108,7 +116,9 @@ def measure(case: Case, repeat: int) -> None:
             continue
         try:
             both = _outcome(case, choice)
-            errors = [_error(one, other) for one, other in zip(both(*case.arrays), wanted, strict=True)]
+            errors = [
+                _error(one, other) for one, other in zip(both(*case.arrays), wanted, strict=True)
+            ]
             forward = jax.jit(functools.partial(case.run, choice))
             seconds = [_seconds(f, case.arrays, repeat) for f in (forward, both)]
         except _REFUSALS as error:
@@ -167,7 +177,13 @@ def attention_cases(tokens: int) -> Iterator[tuple[str, Callable[[str], Case]]]:
         config = dataclasses.replace(preset(model), bidirectional="vision")
         for layer in (config.layers[0], config.layers[-1]):
             window = config.window if layer.kind == "sliding" else None
-            shape = (config.num_heads, layer.num_kv_heads, layer.head_dim, window, layer.value_from_key)
+            shape = (
+                config.num_heads,
+                layer.num_kv_heads,
+                layer.head_dim,
+                window,
+                layer.value_from_key,
+            )
             if shape in seen:
                 continue
             seen.add(shape)
@@ -229,7 +245,8 @@ def _facts(mask: str, tokens: int) -> TokenFacts:
         inside = (place >= image) & (place < 2 * image)
         block = np.where(inside, order // (tokens // 4), -1)
     index, segment, block = (
-        None if fact is None else jnp.asarray(fact[None], jnp.int32) for fact in (order, segment, block)
+        None if fact is None else jnp.asarray(fact[None], jnp.int32)
+        for fact in (order, segment, block)
     )
     return TokenFacts(index, segment, block)
 
@@ -281,7 +298,11 @@ def expert_cases(tokens: int) -> Iterator[tuple[str, Callable[[str], Case]]]:
     config = preset("26b-a4b")
     assert config.moe is not None
     d_model, d_ff = (256, 64) if _on_cpu() else (config.d_model, config.moe.d_ff)
-    for name, inner, width in (("in", d_model, d_ff), ("out", d_ff, d_model), ("lora", d_model, 16)):
+    for name, inner, width in (
+        ("in", d_model, d_ff),
+        ("out", d_ff, d_model),
+        ("lora", d_model, 16),
+    ):
         experts = 8 if _on_cpu() else config.moe.num_experts
         rows = tokens * config.moe.num_experts_per_token
         yield f"experts-{name}", functools.partial(_experts, rows, experts, inner, width)
@@ -298,7 +319,10 @@ def _experts(rows: int, experts: int, inner: int, width: int, name: str) -> Case
         out: jax.Array = choice(x, matrices, sizes)
         return out
 
-    choices: dict[str, Choice] = {"ragged_dot": jax.lax.ragged_dot, "blocks": blocked_grouped_matmul}
+    choices: dict[str, Choice] = {
+        "ragged_dot": jax.lax.ragged_dot,
+        "blocks": blocked_grouped_matmul,
+    }
     if jax.default_backend() == "tpu":
         choices["megablox"] = functools.partial(megablox.gmm, preferred_element_type=x.dtype)
     else:
