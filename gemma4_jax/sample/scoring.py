@@ -34,8 +34,8 @@ def prompt_logprobs(
     """Natural log-probabilities of every prompt's tokens but the first, each after those before it.
 
     prompts, options: as for `Sampler.generate`; of the options those count that say how messages are rendered.
-    Raises UserError for prompts that are no prompts, or longer than the model's positions, and for a model whose
-    numbers are not finite.
+    Raises UserError for prompts that are no prompts, or longer than the model's positions, and for a model
+    whose numbers are not finite.
     """
     asked = Options(**options)
     rows = [encode(model, prompt, asked) for prompt in as_list(prompts)]
