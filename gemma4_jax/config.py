@@ -1,6 +1,7 @@
 """The architecture of one Gemma 4 text model, as data.
 
 Here: `ModelConfig`, its parts, and what follows from them layer by layer (`ModelConfig.layers`).
+`DrafterConfig` is a model that drafts for another one.
 The released sizes and the tiny twins are in `presets.py`, Hugging Face's `config.json` in `hf_config.py`.
 Nothing here says how a model is run: dtypes, remat and meshes are arguments of `build.py`.
 
@@ -9,7 +10,7 @@ V vocabulary, P per-layer-input width, W window.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gemma4_jax.errors import UserError
@@ -236,6 +237,72 @@ class ModelConfig:
             )
             for i, kind in enumerate(self.layer_types)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentroidConfig:
+    """An output that scores part of the vocabulary: the ids of the `active` likeliest of `count` clusters."""
+
+    count: int
+    active: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "count", "active")
+        if self.active > self.count:
+            raise UserError(f"{self.active} active centroids of {self.count}: there are too few")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterConfig:
+    """A small model that guesses what a target will write, from the target's own K/V (spec 10).
+
+    stack: its layers, which own no K/V: `num_kv_heads`, `head_dim` and their global twins are the target's,
+    and `num_kv_shared_layers` says nothing. target_width: the target's d_model. centroids: None where all ids
+    are scored.
+    """
+
+    stack: ModelConfig
+    target_width: int
+    centroids: CentroidConfig | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "target_width")
+        stack = self.stack
+        if stack.moe is not None or stack.per_layer_input_width or stack.double_wide_mlp:
+            raise UserError("a drafter has no experts, per-layer inputs or double-wide MLPs")
+        if self.centroids is not None and stack.vocab_size % self.centroids.count:
+            raise UserError(
+                f"{self.centroids.count} centroids cannot share {stack.vocab_size} ids evenly"
+            )
+
+    @functools.cached_property
+    def layers(self) -> tuple[LayerConfig, ...]:
+        """Every layer, in order; `kv_source` means nothing."""
+        return tuple(replace(layer, owns_kv=False, lends_kv=False) for layer in self.stack.layers)
+
+    def check_fits(self, target: ModelConfig) -> None:
+        """UserError, naming both sides, unless this drafts for `target`."""
+        stack = self.stack
+        pairs = {
+            "d_model": (self.target_width, target.d_model),
+            "vocab_size": (stack.vocab_size, target.vocab_size),
+            "window": (stack.window, target.window),
+            "sliding K/V heads": (stack.num_kv_heads, target.num_kv_heads),
+            "sliding head_dim": (stack.head_dim, target.head_dim),
+            "full K/V heads": (stack.num_global_kv_heads, target.num_global_kv_heads),
+            "full head_dim": (stack.global_head_dim, target.global_head_dim),
+            "sliding rope": (stack.rope_sliding, target.rope_sliding),
+            "full rope": (stack.rope_full, target.rope_full),
+        }
+        for name, (wanted, found) in pairs.items():
+            if wanted != found:
+                raise UserError(
+                    f"this drafter was made for a target of {name} {wanted}, the model has {found}; use the "
+                    "drafter that was released with the model"
+                )
+        owning = set(target.layer_types[: target.first_shared_layer])
+        if missing := set(stack.layer_types) - owning:
+            raise UserError(f"the drafter's {sorted(missing)} layers find no K/V in this model")
 
 
 def _positive(config: object, *names: str) -> None:

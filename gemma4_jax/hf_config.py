@@ -95,12 +95,13 @@ def config_from_hf(
     if nested:
         text.must_be("model_type", f"{model_type}_text", f"inside {model_type}")
     top.must_be("tie_word_embeddings", True, "Gemma 4 ties input and output embeddings")
-    return _named(_text_model(text, top, model_type, nested, Fields(generation or {})))
+    return _named(text_model(text, top, model_type, nested, Fields(generation or {})))
 
 
-def _text_model(
+def text_model(
     text: Fields, top: Fields, model_type: str, nested: bool, generation: Fields
 ) -> ModelConfig:
+    """The model of a text config; `top` is what it is nested in, or itself."""
     unified = model_type.startswith("gemma4_unified")
     text.must_be("hidden_activation", "gelu_pytorch_tanh", "the only activation of Gemma 4")
     text.must_be("attention_bias", False, "no Gemma 4 has biases")

@@ -1,6 +1,7 @@
 """Checkpoints: Hugging Face folders in both directions, and folders of our own.
 
     load, load_params, describe    either kind of folder -> model, parameters, everything else
+    load_drafter                   a drafter's folder -> what drafts for a model
     save_huggingface               model -> a folder that transformers loads
     save                           model -> a folder of ours (Orbax)
     save_adapter                   adapters -> a folder that PEFT loads
@@ -9,6 +10,7 @@ Not here: what a training run saves to go on from.
 """
 
 from gemma4_jax.checkpoint.description import Description, describe
+from gemma4_jax.checkpoint.drafter import load_drafter
 from gemma4_jax.checkpoint.load import load, load_params
 from gemma4_jax.checkpoint.peft import save_adapter
 from gemma4_jax.checkpoint.store import save
@@ -18,6 +20,7 @@ __all__ = [
     "Description",
     "describe",
     "load",
+    "load_drafter",
     "load_params",
     "save",
     "save_adapter",

@@ -70,11 +70,12 @@ def text_tensors(config: ModelConfig) -> Iterator[TextTensor]:
         )
         yield _plain("per_layer_projection_norm.weight", (width,), "per_layer_embed/norm/scale")
     for layer in config.layers:
-        yield from _layer_tensors(config, layer)
+        yield from layer_tensors(config, layer)
     yield _plain("norm.weight", (d,), "final_norm/scale")
 
 
-def _layer_tensors(config: ModelConfig, layer: LayerConfig) -> Iterator[TextTensor]:
+def layer_tensors(config: ModelConfig, layer: LayerConfig) -> Iterator[TextTensor]:
+    """Those of one layer of `config`."""
     d, n, k = config.d_model, config.num_heads, layer.num_kv_heads
     h, f, width = layer.head_dim, layer.d_ff, config.per_layer_input_width
     at = layer_address(config, layer.index)

@@ -99,6 +99,14 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
+def default_new_tokens(arguments: argparse.Namespace, model: Model) -> int:
+    """Most tokens of an answer where prompts are not known yet: at most half of the context."""
+    if arguments.max_new_tokens is not None:
+        wanted: int = arguments.max_new_tokens
+        return wanted
+    return min(_MAX_NEW_TOKENS, model.config.max_position // 2)
+
+
 def is_chat_model(model: Model) -> bool:
     """Whether the model's vocabulary can open and close a turn."""
     from gemma4_jax.text import control

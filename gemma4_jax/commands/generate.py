@@ -1,4 +1,4 @@
-"""Answer one message, or continue a text.
+"""Answer one message, continue a text, or answer every row of a file.
 
 PROMPT is put in the chat format if the model's vocabulary has its tokens, unless --raw is given; "-"
 reads it from standard input. The answer goes to standard output as it comes; thoughts and the speed go to
@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 
-from gemma4_jax.commands import constraining
+from gemma4_jax.commands import constraining, generate_file
 from gemma4_jax.commands.answering import (
     add_flags,
     answer,
@@ -25,15 +25,27 @@ from gemma4_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `gemma4 generate` takes."""
     parser.add_argument("model", metavar="MODEL", help="folder of a model")
-    parser.add_argument("prompt", metavar="PROMPT", help='the message or text; "-" reads it')
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", help='the message or text; "-" reads it'
+    )
     parser.add_argument("--raw", action="store_true", help="continue the text as it stands")
     add_flags(parser, temperature=0.0, top_k=None, top_p=None)
     constraining.add_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    generate_file.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, generate, report."""
+    if arguments.input is not None:
+        generate_file.run(arguments)
+        return
+    if arguments.output is not None:
+        raise UserError(
+            "--output is for the answers to --input; one answer goes to standard output"
+        )
+    if arguments.prompt is None:
+        raise UserError("no PROMPT; give one, or a file of them with --input")
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not text.strip():
         raise UserError("the prompt is empty")

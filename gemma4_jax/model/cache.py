@@ -6,7 +6,12 @@ the layer scans and is written in place. A sliding layer keeps the last W positi
 slot p mod W); a full layer keeps `capacity` positions. Which positions a buffer holds follows from
 `length` alone.
 
-Letters: B batch, C new tokens, S slots, K key/value heads, H head dim, W window, n repeats, m run length.
+Where rows come and go, full layers keep pages: a pool [n, m, G, S, K, H] of G pages of S positions each, and a
+table that says which page has which positions of a row. A ring with slack holds more than the W positions its
+layer can see: tokens can then be taken back, by lowering `length`, as many as there is slack.
+
+Letters: B batch, C new tokens, S slots, K key/value heads, H head dim, W window, n repeats, m run length,
+G pages of a pool, M pages a row may have.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from jaxtyping import Array, Int
 
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.errors import UserError, unknown
+from gemma4_jax.model.cache_precision import SCALE, SCALE_BYTES, is_scaled
 from gemma4_jax.model.layout import Run, segments
 from gemma4_jax.model.visibility import EMPTY
 
@@ -27,6 +33,8 @@ from gemma4_jax.model.visibility import EMPTY
 # head); "value+rotated": V and that slice (H + 2n); "both": K and V (2H), what other stacks keep.
 Compression = Literal["value", "value+rotated", "both"]
 COMPRESSIONS: tuple[Compression, ...] = ("value", "value+rotated", "both")
+# In a table: no page. Beyond every pool, so that a scatter drops what is written there.
+NO_PAGE = 2**30
 # Repeat and place in the run: which layer of a slot's stacked buffers.
 Index = tuple[Array | int, Array | int]
 # One layer slot's buffers by name ("key", "value", "rotated"), or None where the slot owns no K/V.
@@ -41,6 +49,9 @@ class Cache:
 
     entries: tuple[tuple[Entry, ...], ...]  # [segment][slot], leaves [n, m, B, S, K, ...]
     length: Any  # int32 [B]
+    # int32 [B, M]: page of a row's positions [j S, (j + 1) S) in the buffers of full layers, which are then
+    # [n, m, G, S, K, ...]; NO_PAGE where there is none. None: every row has buffers of its own.
+    table: Any = None
 
     @property
     def nbytes(self) -> int:
@@ -60,10 +71,16 @@ def init_cache(
     dtype: Any = jnp.float32,
     compression: Compression = "value+rotated",
     tensor: int = 1,
+    *,
+    pages: tuple[int, int] | None = None,
+    slack: int = 0,
 ) -> Cache:
     """Empty buffers for `batch` rows of up to `capacity` positions.
 
-    tensor: over how many devices heads are cut; a layer with fewer K/V heads keeps copies, one for each device.
+    dtype: of keys and values; those of 8 bits bring their scales (`cache_precision.py`). tensor: over how many
+    devices heads are cut; a layer with fewer K/V heads keeps copies, one for each device.
+    pages: (G, S) of a pool for the full layers; the table, of as many pages as `capacity` needs, is then empty.
+    slack: positions that rings hold beyond the window.
     Raises UserError for an encoder (bidirectional "all"), which cannot decode.
     """
     if config.bidirectional == "all":
@@ -77,17 +94,26 @@ def init_cache(
             return None
         # Whoever has too few heads for the devices has placed parameters first, which says so.
         heads = max(layer.num_kv_heads, tensor)
-        held = (batch, slots(layer, config, capacity), heads)
-        return {
+        held = (batch, slots(layer, config, capacity) + slack * (layer.kind == SLIDING), heads)
+        if pages is not None and layer.kind != SLIDING:
+            held = (*pages, heads)
+        buffers = {
             name: jnp.zeros((repeats, run.length, *held, width), dtype)
             for name, width in entry_widths(layer, compression).items()
         }
+        if is_scaled(dtype):
+            scale = jnp.zeros((repeats, run.length, *held, 1), jnp.float32)
+            buffers |= {name + SCALE: scale for name in list(buffers)}
+        return buffers
 
     entries = tuple(
         tuple(entry(run, segment.repeats) for run in segment.pattern)
         for segment in segments(config)
     )
-    return Cache(entries, jnp.zeros((batch,), jnp.int32))
+    table = None
+    if pages is not None:
+        table = jnp.full((batch, -(-capacity // pages[1])), NO_PAGE, jnp.int32)
+    return Cache(entries, jnp.zeros((batch,), jnp.int32), table)
 
 
 def entry_widths(layer: LayerConfig, compression: Compression) -> dict[str, int]:
@@ -114,10 +140,16 @@ def bytes_per_token(
 ) -> int:
     """Bytes one more position costs while every layer still grows (spec 7: compression "both")."""
     return sum(
-        layer.num_kv_heads * sum(entry_widths(layer, compression).values()) * itemsize
+        layer.num_kv_heads * head_bytes(layer, compression, itemsize)
         for layer in config.layers
         if layer.owns_kv
     )
+
+
+def head_bytes(layer: LayerConfig, compression: Compression, itemsize: int) -> int:
+    """Bytes kept per position and head of an owning layer; of 1 byte each with their scales."""
+    widths = entry_widths(layer, compression).values()
+    return sum(width * itemsize + SCALE_BYTES * (itemsize == 1) for width in widths)
 
 
 def held_positions(length: Int[Array, " B"], size: int, ring: bool) -> Int[Array, "B S"]:
@@ -145,6 +177,21 @@ def write_slots(
     return jnp.where(keep, position, size)
 
 
+def page_places(
+    table: Int[Array, "B M"], length: Int[Array, " B"], count: Int[Array, " B"], new: int, size: int
+) -> tuple[Int[Array, "B C"], Int[Array, "B C"]]:
+    """Page, and slot in it, for each of `new` tokens a row is given; NO_PAGE for what is not to be written.
+
+    size: positions of a page.
+    """
+    offset = jnp.arange(new, dtype=jnp.int32)[None]
+    position = length[:, None] + offset
+    number = position // size
+    page = jnp.take_along_axis(table, jnp.minimum(number, table.shape[1] - 1), axis=1)
+    keep = (offset < count[:, None]) & (number < table.shape[1])
+    return jnp.where(keep, page, NO_PAGE), position % size
+
+
 def size(entry: dict[str, Array]) -> int:
     """S of an entry's buffers."""
     return entry["value"].shape[3]
@@ -157,17 +204,30 @@ def remember(
     length: Int[Array, " B"],
     count: Int[Array, " B"],
     layer: LayerConfig,
+    table: Int[Array, "B M"] | None = None,
 ) -> dict[str, Array]:
-    """Put the first count[b] of each row's new tokens, leaves [B, C, K, ...], behind the `length` it has."""
-    ring, tokens = layer.kind == SLIDING, new["value"].shape[1]
-    return write(entry, new, index, write_slots(length, count, tokens, size(entry), ring))
+    """Put the first count[b] of each row's new tokens, leaves [B, C, K, ...], behind the `length` it has.
+
+    table: of a full layer whose buffers are pages.
+    """
+    ring, (rows, tokens) = layer.kind == SLIDING, new["value"].shape[:2]
+    if table is not None:
+        return write(entry, new, index, *page_places(table, length, count, tokens, size(entry)))
+    at = write_slots(length, count, tokens, size(entry), ring)
+    return write(entry, new, index, jnp.arange(rows)[:, None], at)
 
 
 def write(
-    entry: dict[str, Array], new: dict[str, Array], index: Index, at: Int[Array, "B C"]
+    entry: dict[str, Array],
+    new: dict[str, Array],
+    index: Index,
+    rows: Int[Array, "B _"],
+    at: Int[Array, "B C"],
 ) -> dict[str, Array]:
-    """Write [B, C, K, ...] leaves of one layer into the stacked buffers, in place under jit."""
-    rows = jnp.arange(at.shape[0])[:, None]
+    """Write [B, C, K, ...] leaves of one layer into the stacked buffers, in place under jit.
+
+    rows: row or page of each token ([B, 1] will do). at: its slot there. What lies beyond a buffer is dropped.
+    """
     return {
         name: buffer.at[*index, rows, at].set(
             new[name].astype(buffer.dtype), mode="drop", unique_indices=True

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -48,6 +49,34 @@ class Declared(nn.LogicallyPartitioned):
     """A parameter with what was declared about it: logical axis names and initialiser."""
 
     initializer: Initializer = struct.field(default=Initializer(), pytree_node=False)
+
+
+def is_declared(leaf: Any) -> bool:
+    """Whether this stands for a parameter, in a tree of shapes."""
+    return isinstance(leaf, Declared)
+
+
+def drawn(declared: Any, key: Array, dtype: Any) -> dict[str, Any]:
+    """Parameters for a tree of `Declared` shapes, each drawn from its own stream of the key.
+
+    Drawn by numpy, leaf by leaf: the same on every platform, and at once. (XLA needs about a second to compile
+    a Gaussian of one shape; a tiny model has twenty shapes.)
+    """
+    entropy = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
+
+    def draw(number: int, leaf: Declared) -> Array:
+        start, shape = leaf.initializer, leaf.value.shape
+        values = np.full(shape, start.mean, np.float32)
+        if start.stddev:
+            stream = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
+            values += start.stddev * stream.standard_normal(shape, np.float32)
+        return jnp.asarray(values, dtype)
+
+    leaves, tree = jax.tree.flatten(declared, is_leaf=is_declared)
+    params: dict[str, Any] = jax.tree.unflatten(
+        tree, [draw(number, leaf) for number, leaf in enumerate(leaves)]
+    )
+    return params
 
 
 def param(

@@ -26,7 +26,16 @@ Attend = Callable[[ModelConfig, Array, KeyValues, TokenFacts, int | None], Array
 AttendHeld = Callable[[ModelConfig, Array, KeyValues | Held, TokenFacts, int | None], Array]
 # Arguments and result of `model.cache.remember`.
 Remember = Callable[
-    [dict[str, Array], dict[str, Array], cache.Index, Array, Array, LayerConfig], dict[str, Array]
+    [
+        dict[str, Array],
+        dict[str, Array],
+        cache.Index,
+        Array,
+        Array,
+        LayerConfig,
+        Array | None,
+    ],
+    dict[str, Array],
 ]
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import FULL, SLIDING, LayerConfig, ModelConfig
@@ -31,7 +30,13 @@ from gemma4_jax.model.block import (
     cached_keys,
 )
 from gemma4_jax.model.cache import Cache
-from gemma4_jax.model.layers import Declared, Embedder, PerLayerEmbedder, RMSNorm
+from gemma4_jax.model.layers import (
+    Embedder,
+    PerLayerEmbedder,
+    RMSNorm,
+    drawn,
+    is_declared,
+)
 from gemma4_jax.model.layout import Segment, layer_address, segments
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.rope import rotation
@@ -143,7 +148,7 @@ class Transformer(nn.Module):
         """
         context, x, per_layer = self._continue(tokens, count, cache, media)
         x, entries = self._run(x, per_layer, context, cache, {}, 0, self.config.num_layers)
-        return self.final_norm(x), Cache(entries, cache.length + count)
+        return self.final_norm(x), _grown(cache, entries, count)
 
     def prefill(
         self,
@@ -155,7 +160,7 @@ class Transformer(nn.Module):
         """`extend` through the layers that own K/V only; returns the raw stream after them."""
         context, x, per_layer = self._continue(tokens, count, cache, media)
         x, entries = self._run(x, per_layer, context, cache, {}, 0, self.config.first_shared_layer)
-        return x, Cache(entries, cache.length + count)
+        return x, _grown(cache, entries, count)
 
     def borrow(
         self, x: Float[Array, "B 1 D"], tokens: Int[Array, "B 1"], cache: Cache
@@ -165,10 +170,12 @@ class Transformer(nn.Module):
         x: stream after the owning layers; tokens: the ids of those tokens (text, not soft tokens).
         """
         positions = cache.length[:, None] - 1
-        context = Context(TokenFacts(positions), self._rotations(positions), cache.length)
+        context = Context(
+            TokenFacts(positions), self._rotations(positions), cache.length, table=cache.table
+        )
         _, per_layer = self._embed(tokens, None, rules=DECODING_RULES)
         first = self.config.first_shared_layer
-        lent = self._lent_from(self.config.layers, cache.entries, cache.length)
+        lent = self._lent_from(self.config.layers, cache, cache.entries, cache.length)
         x, _ = self._run(x, per_layer, context, None, lent, first, self.config.num_layers)
         return self.final_norm(x)
 
@@ -211,7 +218,11 @@ class Transformer(nn.Module):
         index = jnp.where(offset < count[:, None], positions, EMPTY)
         block = None if media is None else media_blocks(media.kinds)
         context = Context(
-            TokenFacts(index, block=block), self._rotations(positions), cache.length, count
+            TokenFacts(index, block=block),
+            self._rotations(positions),
+            cache.length,
+            count,
+            cache.table,
         )
         return context, *self._embed(tokens, media, rules=DECODING_RULES)
 
@@ -267,7 +278,7 @@ class Transformer(nn.Module):
                 if segment.stop < stop:
                     layers = self.config.layers[segment.start : segment.stop]
                     length = cache.length + context.count
-                    lending = self._lent_from(layers, entries, length) | lending
+                    lending = self._lent_from(layers, cache, entries, length) | lending
             lent |= lending
         return x, tuple(entries)
 
@@ -276,9 +287,13 @@ class Transformer(nn.Module):
         return Block(self.config, layer, self.dtype, self.parts, parent=None)
 
     def _lent_from(
-        self, layers: Sequence[LayerConfig], entries: Sequence[Any], length: Int[Array, " B"]
+        self,
+        layers: Sequence[LayerConfig],
+        cache: Cache,
+        entries: Sequence[Any],
+        length: Int[Array, " B"],
     ) -> Lent:
-        """K/V of those of the layers that lend, read back from a cache of `length` tokens."""
+        """K/V of those of the layers that lend, read back from a cache that now holds `length` tokens."""
         lent: Lent = {}
         for layer in layers:
             if layer.lends_kv:
@@ -286,8 +301,14 @@ class Transformer(nn.Module):
                 slot = self.stacks[at.segment].variables["params"][f"slot_{at.slot}"]
                 key_scale = slot["attention"]["k_norm"]["scale"][at.index]
                 entry = entries[at.segment][at.slot]
-                lent[layer.kind] = cached_keys(layer, entry, at.index, key_scale, length)
+                lent[layer.kind] = cached_keys(
+                    layer, entry, at.index, key_scale, length, cache.table, self.dtype
+                )
         return lent
+
+
+def _grown(cache: Cache, entries: Any, count: Int[Array, " B"]) -> Cache:
+    return dataclasses.replace(cache, entries=entries, length=cache.length + count)
 
 
 def _scanned(segment: Segment) -> Any:
@@ -312,31 +333,9 @@ def _declared(config: ModelConfig) -> Any:
     return jax.eval_shape(init)["params"]
 
 
-def _is_declared(leaf: Any) -> bool:
-    return isinstance(leaf, Declared)
-
-
 def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Fresh parameters, drawn as declared where each is created; a plain nested dict.
-
-    Drawn by numpy, leaf by leaf, each from its own stream of the key: the same on every platform, and at
-    once. (XLA needs about a second to compile a Gaussian of one shape; a tiny model has twenty shapes.)
-    """
-    entropy = [int(word) for word in np.asarray(jax.random.key_data(key)).ravel()]
-
-    def draw(number: int, leaf: Declared) -> Array:
-        start, shape = leaf.initializer, leaf.value.shape
-        values = np.full(shape, start.mean, np.float32)
-        if start.stddev:
-            stream = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
-            values += start.stddev * stream.standard_normal(shape, np.float32)
-        return jnp.asarray(values, dtype)
-
-    leaves, tree = jax.tree.flatten(_declared(config), is_leaf=_is_declared)
-    params: dict[str, Any] = jax.tree.unflatten(
-        tree, [draw(number, leaf) for number, leaf in enumerate(leaves)]
-    )
-    return params
+    """Fresh parameters, drawn as declared where each is created; a plain nested dict."""
+    return drawn(_declared(config), key, dtype)
 
 
 def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -344,7 +343,7 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, 
     params: dict[str, Any] = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.value.shape, dtype),
         _declared(config),
-        is_leaf=_is_declared,
+        is_leaf=is_declared,
     )
     return params
 
@@ -352,7 +351,7 @@ def abstract_params(config: ModelConfig, dtype: Any = jnp.float32) -> dict[str, 
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
     """Logical axis names of every parameter: the same tree as `abstract_params`, tuples as leaves."""
     axes: dict[str, Any] = jax.tree.map(
-        lambda leaf: leaf.names, _declared(config), is_leaf=_is_declared
+        lambda leaf: leaf.names, _declared(config), is_leaf=is_declared
     )
     return axes
 

@@ -1,7 +1,8 @@
 """Decoding over a mesh: attention to a cache that is cut over devices, and writing to it.
 
 Rows of a cache are cut as those of a batch, heads over `tensor`, positions of full layers over `seq`. Every
-device of `seq` meets all new tokens with its own positions; what travels is the largest score, the sum of
+device of `seq` meets all new tokens with its own positions (of pages: its part of each; a row's pages are on
+the row's own devices, where its table counts them); what travels is the largest score, the sum of
 exponentials and the weighted values, a few numbers a new token and head, never K or V. Rings are short and
 whole on every device of `seq`. Same signatures and results as `model.held.attend_held` and
 `model.cache.remember`. Not here: training, where no device has all queries of a row either
@@ -45,21 +46,23 @@ def attend_held(
     of_q, of_entry = PartitionSpec(BATCH, None, "tensor"), _specs(kv.entry, kv.layer, mesh)
     is_cut = of_entry["value"][3] is not None
 
-    def own(q: Array, entry: Any, index: Any, scale: Any, length: Array, about: Any) -> Array:
-        mine = Held(entry, index, scale, length, layer)
-        first = jax.lax.axis_index(TOKENS) * caching.size(entry) if is_cut else 0
-        sums = held.sums_of_held(config, q, mine, TokenFacts(**about), first)
+    def own(
+        q: Array, entry: Any, index: Any, scale: Any, length: Array, table: Any, about: Any
+    ) -> Array:
+        mine = Held(entry, index, scale, length, layer, table)
+        part = (jax.lax.axis_index(TOKENS), mesh.shape[TOKENS]) if is_cut else (0, 1)
+        sums = held.sums_of_held(config, q, mine, TokenFacts(**about), part)
         return held.shares(_of_all(sums) if is_cut else sums, q)
 
     mapped = jax.shard_map(
         own,
         mesh=mesh,
-        in_specs=(of_q, of_entry, (whole, whole), whole, rows, rows),
+        in_specs=(of_q, of_entry, (whole, whole), whole, rows, rows, rows),
         out_specs=of_q,
         check_vma=False,
     )
     about = _of_rows(facts, q.shape[0])
-    out: Array = mapped(q, kv.entry, _numbers(kv.index), kv.key_scale, kv.length, about)
+    out: Array = mapped(q, kv.entry, _numbers(kv.index), kv.key_scale, kv.length, kv.table, about)
     return out
 
 
@@ -95,24 +98,31 @@ def remember(
     length: Int[Array, " B"],
     count: Int[Array, " B"],
     layer: LayerConfig,
+    table: Int[Array, "B M"] | None = None,
 ) -> dict[str, Array]:
     """`cache.remember` under `jax.set_mesh`: every device writes what falls into its own positions."""
     mesh = mesh_over(new["value"].shape)
     if mesh is None:
-        return caching.remember(entry, new, index, length, count, layer)
+        return caching.remember(entry, new, index, length, count, layer, table)
     of_entry = _specs(entry, layer, mesh)
     of_new = PartitionSpec(BATCH, None, "tensor")
-    at = caching.write_slots(
-        length, count, new["value"].shape[1], caching.size(entry), layer.kind == SLIDING
-    )
+    is_cut, tokens = of_entry["value"][3] is not None, new["value"].shape[1]
 
-    def own(entry: Any, new: Any, index: caching.Index, at: Array) -> Any:
+    def own(
+        entry: Any, new: Any, index: caching.Index, length: Array, count: Array, table: Any
+    ) -> Any:
         held = caching.size(entry)
-        if of_entry["value"][3] is not None:
+        whole = held * mesh.shape[TOKENS] if is_cut else held
+        if table is None:
+            rows = jnp.arange(length.size)[:, None]
+            at = caching.write_slots(length, count, tokens, whole, layer.kind == SLIDING)
+        else:
+            rows, at = caching.page_places(table, length, count, tokens, whole)
+        if is_cut:
             at = at - jax.lax.axis_index(TOKENS) * held
         # `held` is the slot of what is not to be written here.
         inside = (at >= 0) & (at < held)
-        return caching.write(entry, new, index, jnp.where(inside, at, held))
+        return caching.write(entry, new, index, rows, jnp.where(inside, at, held))
 
     mapped = jax.shard_map(
         own,
@@ -121,13 +131,13 @@ def remember(
             of_entry,
             dict.fromkeys(entry, of_new),
             (PartitionSpec(), PartitionSpec()),
-            PartitionSpec(BATCH),
+            *(PartitionSpec(BATCH),) * 3,
         ),
         out_specs=of_entry,
         check_vma=False,
     )
     mine = {name: new[name] for name in entry}
-    written: dict[str, Array] = mapped(entry, mine, _numbers(index), at)
+    written: dict[str, Array] = mapped(entry, mine, _numbers(index), length, count, table)
     return written
 
 

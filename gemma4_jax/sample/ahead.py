@@ -79,7 +79,8 @@ def lower(
     settings = Settings(real, number, real, real, whole(keys.shape, keys.dtype))
     flags = whole((rows,), jnp.bool_)
     state = DecodeState(cache, number, flags, number, number, settings)
-    filters = filters_for(*(np.full(1, value) for value in (1.0, _TOP_K, _TOP_P, 0.0)))
+    temperature, top_k, top_p, min_p = (np.full(1, x) for x in (1.0, _TOP_K, _TOP_P, 0.0))
+    filters = filters_for(temperature, top_k, top_p, min_p)
     lowered = programs.decode_steps.lower(
         module, params, state, flags, whole((), jnp.int32), whole((_STOP_IDS,), jnp.int32),
         whole((config.vocab_size,), jnp.bool_), filters=filters, room=programs.DISPATCH_STEPS,

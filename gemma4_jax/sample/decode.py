@@ -2,6 +2,8 @@
 
     start_prefill -> prefill_chunk (again and again) -> finish_prefill -> decode (again and again)
 
+`finish_prefill` is `last_hidden`, then `first_token`: whoever drafts needs to know what is between.
+
 Where the host has to say which ids may come next, each of decode's steps is taken apart: `advance` runs the
 model while the host makes up its mind, `choose` takes the masks.
 
@@ -24,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from gemma4_jax.model.cache import Cache
 from gemma4_jax.model.transformer import Transformer
-from gemma4_jax.sample.sampling import Filters, Settings, sample
+from gemma4_jax.sample.penalties import counted
+from gemma4_jax.sample.sampling import Drawn, Filters, Settings, sample
 
 Params = dict[str, Any]
 
@@ -59,8 +62,7 @@ class DecodeState:
 class Chosen:
     """Tokens of one dispatch. A row's are its first `count`; the rest means nothing."""
 
-    tokens: Any  # int32 [S, B]
-    logprobs: Any  # float32 [S, B]; not finite where the model's numbers are not
+    drawn: Drawn  # leaves [S, B, ...]
     count: Any  # int32 [B]
     done: Any  # bool [B]: after these tokens
 
@@ -97,24 +99,53 @@ def finish_prefill(
     state: PrefillState,
     settings: Settings,
     limit: Int[Array, " B"],
-    stop_ids: Int[Array, " n"],
+    stop_ids: Int[Array, "*B n"],
     blocked: Bool[Array, " V"],
     filters: Filters,
+    generated: Int[Array, " B"] | None = None,
     mask: Int32[Array, "B W"] | None = None,
 ) -> tuple[DecodeState, Chosen]:
-    """The remaining layers for each row's last token, and its first chosen token.
+    """The remaining layers for each row's last token, and the next one, chosen.
 
     limit: tokens to choose per row; rows of limit 0 (padding of the batch) are done at once. stop_ids:
-    ids that end a row; entries of -1 match nothing. blocked: ids never to be chosen. mask: those that
-    each row may choose (`sampling.sample`).
+    ids that end a row; entries of -1 match nothing. blocked: ids never to be chosen. generated: how many of
+    the prompt's last tokens were chosen by this row; none if left out. mask: ids that each row may choose
+    (`sampling.sample`).
     """
-    hidden = _apply(module, params, "borrow", state.stream, state.token, state.cache)
-    step = jnp.zeros_like(limit)
-    token, logprob = _choose(module, params, hidden, settings, step, blocked, filters, mask)
+    hidden = last_hidden(module, params, state)
+    return first_token(
+        module, params, state, hidden, settings, limit, stop_ids, blocked, filters, generated, mask
+    )
+
+
+def last_hidden(module: Transformer, params: Params, state: PrefillState) -> Float[Array, "B 1 D"]:
+    """The state after the final norm of each row's last token: the remaining layers."""
+    hidden: Array = _apply(module, params, "borrow", state.stream, state.token, state.cache)
+    return hidden
+
+
+def first_token(
+    module: Transformer,
+    params: Params,
+    state: PrefillState,
+    hidden: Float[Array, "B 1 D"],
+    settings: Settings,
+    limit: Int[Array, " B"],
+    stop_ids: Int[Array, "*B n"],
+    blocked: Bool[Array, " V"],
+    filters: Filters,
+    generated: Int[Array, " B"] | None,
+    mask: Int32[Array, "B W"] | None,
+) -> tuple[DecodeState, Chosen]:
+    """`finish_prefill` from there on."""
+    before = jnp.zeros_like(limit) if generated is None else generated
+    logits = logits_of(module, params, hidden)[:, 0]
+    drawn = sample(logits, settings, before, filters, blocked, mask)
     count = (limit > 0).astype(jnp.int32)
-    done = (limit <= 1) | _is_stop(token, stop_ids)
-    next_state = DecodeState(state.cache, token, done, count, limit, settings)
-    return next_state, Chosen(token[None], logprob[None], count, done)
+    done = (limit <= before + 1) | _is_stop(drawn.token, stop_ids)
+    settings = _counted(settings, drawn.token, limit > 0)
+    next_state = DecodeState(state.cache, drawn.token, done, before + count, limit, settings)
+    return next_state, Chosen(_one_step(drawn), count, done)
 
 
 def decode(
@@ -123,7 +154,7 @@ def decode(
     state: DecodeState,
     keep: Bool[Array, " B"],
     steps: Int[Array, ""],
-    stop_ids: Int[Array, " n"],
+    stop_ids: Int[Array, "*B n"],
     blocked: Bool[Array, " V"],
     filters: Filters,
     room: int,
@@ -133,26 +164,21 @@ def decode(
     keep: False ends a row before the first step (the host found a stop string, or nobody listens). Stops
     early once every row is done.
     """
-    batch = state.token.shape[0]
     start = dataclasses.replace(state, done=state.done | ~keep)
-    tokens = jnp.zeros((room, batch), jnp.int32)
-    logprobs = jnp.zeros((room, batch), jnp.float32)
+    drawn = room_for(room, state.token.shape[0], filters.top)
 
-    def going(carry: tuple[Array, DecodeState, Array, Array]) -> Array:
+    def going(carry: tuple[Array, DecodeState, Drawn]) -> Array:
         return (carry[0] < jnp.minimum(steps, room)) & ~jnp.all(carry[1].done)
 
-    def step(
-        carry: tuple[Array, DecodeState, Array, Array],
-    ) -> tuple[Array, DecodeState, Array, Array]:
-        i, now, tokens, logprobs = carry
+    def step(carry: tuple[Array, DecodeState, Drawn]) -> tuple[Array, DecodeState, Drawn]:
+        i, now, drawn = carry
         moved, hidden = _forward(module, params, now)
-        after, logprob = _next(module, params, moved, hidden, stop_ids, blocked, filters, None)
-        return i + 1, after, tokens.at[i].set(after.token), logprobs.at[i].set(logprob)
+        logits = logits_of(module, params, hidden)[:, 0]
+        after, new = next_token(moved, logits, stop_ids, blocked, filters, None)
+        return i + 1, after, jax.tree.map(lambda all, one: all.at[i].set(one), drawn, new)
 
-    _, end, tokens, logprobs = jax.lax.while_loop(
-        going, step, (jnp.int32(0), start, tokens, logprobs)
-    )
-    return end, Chosen(tokens, logprobs, end.generated - state.generated, end.done)
+    _, end, drawn = jax.lax.while_loop(going, step, (jnp.int32(0), start, drawn))
+    return end, Chosen(drawn, end.generated - state.generated, end.done)
 
 
 def advance(
@@ -168,14 +194,25 @@ def choose(
     state: DecodeState,
     hidden: Float[Array, "B 1 D"],
     mask: Int32[Array, "B W"],
-    stop_ids: Int[Array, " n"],
+    stop_ids: Int[Array, "*B n"],
     blocked: Bool[Array, " V"],
     filters: Filters,
 ) -> tuple[DecodeState, Chosen]:
     """The second half of a step: the next token of every row, among those of its mask."""
-    after, logprob = _next(module, params, state, hidden, stop_ids, blocked, filters, mask)
-    count = after.generated - state.generated
-    return after, Chosen(after.token[None], logprob[None], count, after.done)
+    logits = logits_of(module, params, hidden)[:, 0]
+    after, drawn = next_token(state, logits, stop_ids, blocked, filters, mask)
+    return after, Chosen(_one_step(drawn), after.generated - state.generated, after.done)
+
+
+def room_for(steps: int, rows: int, top: int) -> Drawn:
+    """Zeros for what so many steps draw."""
+    whole, real = jnp.zeros((steps, rows), jnp.int32), jnp.zeros((steps, rows), jnp.float32)
+    alternatives = jnp.zeros((steps, rows, top), jnp.float32)
+    return Drawn(whole, real, alternatives.astype(jnp.int32), alternatives)
+
+
+def _one_step(drawn: Drawn) -> Drawn:
+    return jax.tree.map(lambda leaf: leaf[None], drawn)
 
 
 def _forward(module: Transformer, params: Params, state: DecodeState) -> tuple[DecodeState, Array]:
@@ -184,37 +221,36 @@ def _forward(module: Transformer, params: Params, state: DecodeState) -> tuple[D
     return dataclasses.replace(state, cache=cache), hidden
 
 
-def _next(
-    module: Transformer,
-    params: Params,
+def next_token(
     state: DecodeState,
-    hidden: Array,
-    stop_ids: Array,
-    blocked: Array,
+    logits: Float[Array, "B V"],
+    stop_ids: Int[Array, "*B n"],
+    blocked: Bool[Array, " V"],
     filters: Filters,
-    mask: Array | None,
-) -> tuple[DecodeState, Array]:
-    token, logprob = _choose(
-        module, params, hidden, state.settings, state.generated, blocked, filters, mask
-    )
+    mask: Int32[Array, "B W"] | None,
+) -> tuple[DecodeState, Drawn]:
+    """One more token of every row that is not done; the cache is left alone."""
+    drawn = sample(logits, state.settings, state.generated, filters, blocked, mask)
     generated = state.generated + ~state.done
-    done = state.done | (generated >= state.limit) | _is_stop(token, stop_ids)
-    token = jnp.where(state.done, state.token, token)
-    return dataclasses.replace(state, token=token, done=done, generated=generated), logprob
+    done = state.done | (generated >= state.limit) | _is_stop(drawn.token, stop_ids)
+    token = jnp.where(state.done, state.token, drawn.token)
+    settings = _counted(state.settings, token, ~state.done)
+    after = DecodeState(state.cache, token, done, generated, state.limit, settings)
+    return after, dataclasses.replace(drawn, token=token)
 
 
-def _choose(
-    module: Transformer,
-    params: Params,
-    hidden: Float[Array, "B 1 D"],
-    settings: Settings,
-    step: Array,
-    blocked: Array,
-    filters: Filters,
-    mask: Array | None,
-) -> tuple[Array, Array]:
-    logits = _apply(module, params, "logits", hidden)
-    return sample(logits[:, 0], settings, step, filters, blocked, mask)
+def _counted(settings: Settings, token: Array, chosen: Array) -> Settings:
+    if settings.penalties is None:
+        return settings
+    return dataclasses.replace(settings, penalties=counted(settings.penalties, token, chosen))
+
+
+def logits_of(
+    module: Transformer, params: Params, hidden: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+    """float32 logits of hidden states."""
+    logits: Array = _apply(module, params, "logits", hidden)
+    return logits
 
 
 def _apply(module: Transformer, params: Params, method: str, *args: Any) -> Any:

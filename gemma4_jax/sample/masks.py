@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from gemma4_jax.sample.matcher import Matcher
+from gemma4_jax.errors import UserError
+from gemma4_jax.sample.row import Watcher
 
 _MOST_THREADS = 16
 
@@ -24,7 +25,7 @@ class BatchMasks:
     rows: B, padding included. vocab_size: of the model.
     """
 
-    def __init__(self, matchers: Sequence[Matcher | None], rows: int, vocab_size: int) -> None:
+    def __init__(self, matchers: Sequence[Watcher | None], rows: int, vocab_size: int) -> None:
         self._matchers = [*matchers, *[None] * (rows - len(matchers))]
         self._words = -(-vocab_size // 32)
 
@@ -55,6 +56,28 @@ class BatchMasks:
             for row in rows:
                 fill(row)
         return result
+
+
+def masks_of(
+    matchers: Sequence[Watcher | None], vocab_size: int
+) -> tuple[Int32[np.ndarray, "B W"], dict[int, UserError]]:
+    """What each row may choose next, and what is wrong with those that may choose nothing.
+
+    Rows without a matcher, and those with something wrong, may have anything.
+    """
+    result = np.full((len(matchers), -(-vocab_size // 32)), -1, np.int32)
+    wrong: dict[int, UserError] = {}
+
+    def fill(row: int) -> None:
+        matcher = matchers[row]
+        assert matcher is not None
+        try:
+            result[row] = matcher.mask()
+        except UserError as error:
+            wrong[row] = error
+
+    list(_threads().map(fill, [row for row, matcher in enumerate(matchers) if matcher is not None]))
+    return result, wrong
 
 
 @functools.cache

@@ -74,6 +74,10 @@ class Matcher:
         """Whether a stop id has ended it."""
         return self.phase is Phase.FINISHED
 
+    def free(self, steps: int) -> bool:
+        """Whether the next so many tokens may be anything: `mask` has a say in each."""
+        return False
+
     def mask(self) -> Int32[np.ndarray, " W"]:
         """The ids that may come next: bit i % 32 of word i // 32 for id i. None once finished.
 

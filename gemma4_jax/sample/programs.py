@@ -23,8 +23,9 @@ from gemma4_jax.model.layout import segments
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import buckets, decode
 from gemma4_jax.sample.masks import BatchMasks
-from gemma4_jax.sample.matcher import Matcher
+from gemma4_jax.sample.penalties import penalties_of
 from gemma4_jax.sample.requests import Request
+from gemma4_jax.sample.row import Token, Watcher
 from gemma4_jax.sample.sampling import Filters, Settings, filters_for, row_keys
 from gemma4_jax.sharding import TOKENS, AnyMesh, batch_spec, current_mesh, over, rows_over, spec
 
@@ -110,8 +111,34 @@ class Dispatch:
 
     tokens: np.ndarray  # int32 [S, B]; a row's are its first `count`
     logprobs: np.ndarray  # float32 [S, B]
+    top_ids: np.ndarray  # int32 [S, B, t]
+    top_logprobs: np.ndarray  # float32 [S, B, t]
     count: np.ndarray  # int32 [B]
     done: np.ndarray  # bool [B]
+
+    @staticmethod
+    def of(chosen: Any) -> Dispatch:
+        """Fetched from the device."""
+        found = jax.device_get(chosen)
+        drawn = found.drawn
+        return Dispatch(
+            tokens=drawn.token,
+            logprobs=drawn.logprob,
+            top_ids=drawn.top_ids,
+            top_logprobs=drawn.top_logprobs,
+            count=found.count,
+            done=found.done,
+        )
+
+    def of_row(self, row: int, top: int | None = None) -> list[Token]:
+        """What was chosen for one row, each with the `top` likeliest ids, by default all that are there."""
+        count = int(self.count[row])
+        columns = (self.tokens, self.logprobs, self.top_ids, self.top_logprobs)
+        each = zip(*(column[:count, row].tolist() for column in columns), strict=True)
+        return [
+            Token(token, logprob, tuple(zip(ids, tops, strict=True))[:top])
+            for token, logprob, ids, tops in each
+        ]
 
 
 def run(
@@ -120,7 +147,7 @@ def run(
     plan: Plan,
     requests: Sequence[Request],
     steps: int,
-    matchers: Sequence[Matcher | None] = (),
+    matchers: Sequence[Watcher | None] = (),
 ) -> Generator[Dispatch, np.ndarray | None, None]:
     """Tokens of a batch, a dispatch at a time, until every row is done.
 
@@ -155,7 +182,7 @@ def run(
         count = np.clip(lengths - start, 0, size)
         state = on_mesh(prefill_chunk, module, params, state, tokens, count)
 
-    settings, filters = _settings(requests, padding)
+    settings, filters = _settings(requests, padding, module.config.vocab_size)
     limit = np.array([r.max_new_tokens for r in requests] + [0] * padding, np.int32)
     masks = None
     if any(matcher is not None for matcher in matchers):
@@ -173,10 +200,9 @@ def run(
         mask=None if masks is None else masks.next(None, limit > 0),
     )
     while True:
-        tokens, logprobs, count, done = jax.device_get(
-            (chosen.tokens, chosen.logprobs, chosen.count, chosen.done)
-        )
-        answer = yield Dispatch(tokens=tokens, logprobs=logprobs, count=count, done=done)
+        dispatch = Dispatch.of(chosen)
+        done = dispatch.done
+        answer = yield dispatch
         keep = np.ones(rows, bool)
         if answer is not None:
             keep[: len(requests)] = answer
@@ -184,7 +210,7 @@ def run(
             return
         if masks is not None:
             going, hidden = on_mesh(advance, module, params, going, keep)
-            mask = masks.next(tokens[0], ~done & keep)
+            mask = masks.next(dispatch.tokens[0], ~done & keep)
             going, chosen = on_mesh(
                 choose, module, params, going, hidden, mask, plan.stop_ids, plan.blocked, filters=filters
             )  # fmt: skip
@@ -195,7 +221,9 @@ def run(
         )  # fmt: skip
 
 
-def _settings(requests: Sequence[Request], padding: int) -> tuple[Settings, Filters]:
+def _settings(
+    requests: Sequence[Request], padding: int, vocab_size: int
+) -> tuple[Settings, Filters]:
     """Per-row arrays, on the host, and what they need; padding rows are greedy."""
 
     def rows(name: str, neutral: float | int, dtype: Any) -> np.ndarray:
@@ -207,6 +235,9 @@ def _settings(requests: Sequence[Request], padding: int) -> tuple[Settings, Filt
     min_p = rows("min_p", 0.0, np.float32)
     zeros = [0] * padding
     key = row_keys([r.seed for r in requests] + zeros, [r.row for r in requests] + zeros)
-    return Settings(temperature, top_k, top_p, min_p, key), filters_for(
-        temperature, top_k, top_p, min_p
+    rows_of = [*requests, *(None,) * padding]
+    penalties = penalties_of(rows_of, [()] * len(rows_of), vocab_size)
+    top = max(r.top_logprobs for r in requests)
+    return Settings(temperature, top_k, top_p, min_p, key, penalties), filters_for(
+        temperature, top_k, top_p, min_p, top
     )

@@ -23,10 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
+from gemma4_jax.sample.penalties import Penalties, penalised
+
 # Noise is drawn for blocks of so many ids: candidates pay for their own blocks only.
 _NOISE_BLOCK = 128
 # Candidate counts there are programs for; a top-k beyond the last takes the whole vocabulary.
-_CANDIDATES = (64, 256, 1024)
+CANDIDATES = (64, 256, 1024)
 
 
 @jax.tree_util.register_dataclass
@@ -45,6 +47,7 @@ class Settings:
     top_p: Any  # float32 [B]; 1: off
     min_p: Any  # float32 [B]; 0: off
     key: Any  # PRNG keys [B]
+    penalties: Penalties | None = None  # None: of no row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Filters:
     """What a program must be able to do; static.
 
     sampled: any row has a temperature. candidates: how many of the highest logits are enough for every
-    sampled row, None for all.
+    sampled row, None for all. top: of so many of the likeliest ids the log-probabilities are told.
     """
 
     sampled: bool = False
@@ -60,24 +63,51 @@ class Filters:
     top_p: bool = False
     min_p: bool = False
     candidates: int | None = None
+    top: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """The next token of every row.
+
+    Log-probabilities are the model's own: float32, at temperature 1, before any penalty, filter or block. They
+    are not finite if and only if the logits are not.
+    """
+
+    token: Any  # int32 [B]
+    logprob: Any  # float32 [B]
+    top_ids: Any  # int32 [B, t]: the t likeliest ids
+    top_logprobs: Any  # float32 [B, t]
 
 
 def filters_for(
-    temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, min_p: np.ndarray
+    temperature: np.ndarray,
+    top_k: np.ndarray,
+    top_p: np.ndarray,
+    min_p: np.ndarray,
+    top: int = 0,
 ) -> Filters:
     """The least that rows with these settings need."""
     on = temperature > 0
     if not on.any():
-        return Filters()
+        return Filters(top=top)
     largest = int(top_k[on].max()) if (top_k[on] > 0).all() else None
-    enough = [c for c in _CANDIDATES if largest is not None and largest <= c]
+    enough = [c for c in CANDIDATES if largest is not None and largest <= c]
     return Filters(
         sampled=True,
         top_k=bool((top_k[on] > 0).any()),
         top_p=bool((top_p[on] < 1).any()),
         min_p=bool((min_p[on] > 0).any()),
         candidates=enough[0] if enough else None,
+        top=top,
     )
+
+
+def neutral_settings(rows: int) -> Settings:
+    """Greedy rows."""
+    whole, real = jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,), jnp.float32)
+    return Settings(real, whole, jnp.ones_like(real), real, row_keys([0] * rows, [0] * rows))
 
 
 def row_keys(seeds: Sequence[int], rows: Sequence[int]) -> Key[Array, " B"]:
@@ -98,16 +128,15 @@ def sample(
     filters: Filters,
     blocked: Bool[Array, " V"] | None = None,
     mask: Int32[Array, "B W"] | None = None,
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """The next token of every row, and its log-probability.
+) -> Drawn:
+    """The next token of every row.
 
     step: number of the token in its row, which the noise depends on. blocked: ids that are never chosen.
     mask: those a row may choose, bit i % 32 of its word i // 32 for id i; at least one that is not blocked.
-    The log-probability is the model's own: float32, at temperature 1, before any filter or block. It is
-    not finite if and only if the logits are not.
     """
     logits = logits.astype(jnp.float32)
-    allowed = logits if blocked is None else jnp.where(blocked, -jnp.inf, logits)
+    scores = logits if settings.penalties is None else penalised(logits, settings.penalties)
+    allowed = scores if blocked is None else jnp.where(blocked, -jnp.inf, scores)
     if mask is not None:
         allowed = jnp.where(unpacked(mask, logits.shape[-1]), allowed, -jnp.inf)
     if not filters.sampled:
@@ -116,7 +145,12 @@ def sample(
         token = _draw(allowed, settings, step, filters)
     token = token.astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    if filters.top:
+        top, ids = jax.lax.top_k(logits, filters.top)
+    else:
+        top, ids = jnp.zeros((token.size, 0)), jnp.zeros((token.size, 0), jnp.int32)
+    return Drawn(token, chosen - normalizer, ids, top - normalizer[:, None])
 
 
 def unpacked(mask: Int32[Array, "B W"], vocab_size: int) -> Bool[Array, "B V"]:

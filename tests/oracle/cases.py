@@ -48,7 +48,7 @@ class DpoCase:
 
 @cache
 def load_case(name: str) -> OracleCase:
-    """Text case `dense`, `ple` or `moe`."""
+    """Text case `dense`, `ple` or `moe`; `draft`, the drafter of `dense`."""
     folder = FIXTURES / "oracle" / name
     return OracleCase(
         name=name,

@@ -28,6 +28,13 @@ Arrays of vectors.npz (B = 2 sequences of T tokens; layer index i from 0)
                                    padded_ids, padded_mask, padded_positions, padded_logits
     mm_*                           soft-token pass (ple, moe): mm_ids, mm_soft [n,D] in
                                    order of placeholders, mm_type_ids, mm_logits, mm_final_norm
+
+Arrays of the draft case: one round of 6 drafts, after the `dense` model has read the prompt and chosen a token
+    prompt               [1,T]     that of the dense case
+    first_token, first_hidden, position   the token; the target's final-norm state before it; its index
+    shared_key.*, shared_value.*   [1,K,T,H] of the target's last sliding and last full layer
+    step_inputs_embeds   [6,2D]    the token's scaled embedding, and the hidden state
+    step_logits, step_projected_hidden, step_token   [6,V], [6,D], [6]
 """
 
 import argparse
@@ -38,7 +45,19 @@ import numpy as np
 import torch
 import transformers
 
-from tests.oracle.text_models import AUDIO, IMAGE, PAD, SEEDS, VIDEO, build, text_stack
+from tests.oracle.text_models import (
+    AUDIO,
+    IMAGE,
+    PAD,
+    SEEDS,
+    VIDEO,
+    F,
+    S,
+    build,
+    build_drafter,
+    enable_drafting,
+    text_stack,
+)
 
 SEQ, BATCH, NEW = 40, 2, 24
 
@@ -199,6 +218,46 @@ def text_case(case, out_dir):
 
 
 @torch.no_grad()
+def draft_case(out_dir):
+    enable_drafting()
+    target = build("dense")
+    drafter = build_drafter(target)
+    gen = torch.Generator().manual_seed(SEEDS["dense"] + 7)
+    prompt = plain_ids(gen, (BATCH, SEQ))[:1]
+    out = target(
+        input_ids=prompt, use_cache=True, output_hidden_states=True, return_shared_kv_states=True
+    )
+    shared = dict(out.shared_kv_states.items())
+    token = out.logits[:, -1:].argmax(-1)
+    hidden = out.hidden_states[-1][:, -1:]
+    position = torch.tensor([[prompt.shape[1]]])
+    vectors = {
+        "prompt": prompt.numpy(),
+        "first_token": token.numpy(),
+        "first_hidden": hidden.numpy(),
+        "position": position.numpy(),
+    }
+    for name, kind in (("sliding", S), ("full", F)):
+        vectors[f"shared_key.{name}"] = shared[kind][0].numpy()
+        vectors[f"shared_value.{name}"] = shared[kind][1].numpy()
+    steps = {"inputs_embeds": [], "logits": [], "projected_hidden": [], "token": []}
+    table = target.get_input_embeddings()
+    for _ in range(6):
+        both = torch.cat([table(token), hidden], dim=-1)
+        res = drafter(inputs_embeds=both, position_ids=position, shared_kv_states=shared)
+        token, hidden = res.logits.argmax(-1), res.last_hidden_state
+        steps["inputs_embeds"].append(both.numpy())
+        steps["logits"].append(res.logits.numpy())
+        steps["projected_hidden"].append(hidden.numpy())
+        steps["token"].append(token.numpy())
+    for key, value in steps.items():
+        vectors[f"step_{key}"] = np.concatenate(value, axis=1)[0]
+    top2 = np.sort(vectors["step_logits"], axis=-1)[:, -2:]
+    margin = {"draft_margin": float((top2[:, 1] - top2[:, 0]).min())}
+    finish("draft", drafter, vectors, margin, out_dir)
+
+
+@torch.no_grad()
 def attended_states(model, ids):
     """Keys and values per layer for the whole sequence, through the public shared-state hook."""
     stack, kept = text_stack(model), {}
@@ -278,8 +337,12 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    for case in args.case or sorted(SEEDS):
-        text_case(case, os.path.join(args.out, case))
+    for case in args.case or SEEDS:
+        out_dir = os.path.join(args.out, case)
+        if case == "draft":
+            draft_case(out_dir)
+        else:
+            text_case(case, out_dir)
 
 
 if __name__ == "__main__":

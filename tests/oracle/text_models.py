@@ -7,6 +7,8 @@
            the cut, double-wide MLP on the shared layers, one KV head.
     moe    Gemma4ForConditionalGeneration without towers. Routed experts beside a
            dense MLP, k_eq_v, `use_bidirectional_attention="vision"`.
+    draft  Gemma4AssistantForCausalLM. 4 layers that take K/V from the `dense`
+           model, ordered output of 16 centroids.
 
 Every parameter and persistent buffer is drawn at random, norm scales and layer scalars included, so
 that leaving one out moves the logits. Needs torch and transformers. Running the models, and
@@ -15,6 +17,8 @@ recording what they do, is in `make_text_oracle.py`.
 
 import torch
 from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4AssistantForCausalLM,
     Gemma4Config,
     Gemma4ForCausalLM,
     Gemma4ForConditionalGeneration,
@@ -23,7 +27,7 @@ from transformers import (
 
 S, F = "sliding_attention", "full_attention"
 PAD, IMAGE, VIDEO, AUDIO = 0, 250, 251, 252
-SEEDS = {"dense": 1101, "ple": 2205, "moe": 3351}
+SEEDS = {"dense": 1101, "ple": 2205, "moe": 3351, "draft": 4403}
 
 
 def rope(theta_sliding, theta_full, factor):
@@ -122,7 +126,9 @@ def randomise(model, seed):
         t = state[name]
         if name.startswith("lm_head"):
             continue  # tied to the embedding table
-        if name.endswith("layer_scalar"):
+        if name.endswith("token_ordering"):
+            new = torch.randperm(t.numel(), generator=gen)
+        elif name.endswith("layer_scalar"):
             new = uniform(t.shape, 0.55, 0.95)
         elif name.endswith("router.scale"):
             new = uniform(t.shape, 0.4, 1.8)
@@ -144,6 +150,57 @@ def randomise(model, seed):
             raise ValueError(f"no rule for {name}")
         t.copy_(new.to(t.dtype))
     model.tie_weights()
+
+
+def enable_drafting():
+    """Work around transformers 5.23.0, where `kv_sharing_modes` blocks drafting twice.
+
+    It refuses a config whose layers are all KV-shared (every drafter), and a target without
+    KV-shared layers (12B, 26B-A4B, 31B, our `dense`) marks no layer as the one to lend its states.
+    """
+    original = Gemma4TextConfig.kv_sharing_modes.fget
+
+    def modes(self):
+        n, types = self.num_hidden_layers, self.layer_types
+        if self.num_kv_shared_layers == n:
+            return ["reuse"] * n
+        if self.num_kv_shared_layers == 0:
+            lenders = {max(i for i in range(n) if types[i] == t) for t in types}
+            return ["store" if i in lenders else None for i in range(n)]
+        return original(self)
+
+    Gemma4TextConfig.kv_sharing_modes = property(modes)
+
+
+def build_drafter(target):
+    """For the `dense` model; needs `enable_drafting`."""
+    own = ("num_key_value_heads", "head_dim", "num_global_key_value_heads", "global_head_dim")
+    dense = text_settings("dense")
+    settings = common(
+        vocab_size_per_layer_input=0,
+        hidden_size=36,
+        intermediate_size=44,
+        num_hidden_layers=4,
+        layer_types=[S, S, S, F],
+        num_attention_heads=2,
+        **{name: dense[name] for name in own},
+        attention_k_eq_v=True,
+        num_kv_shared_layers=4,
+        rope_parameters=dense["rope_parameters"],
+        rms_norm_eps=1e-6,
+    )
+    config = Gemma4AssistantConfig(
+        text_config=Gemma4TextConfig(**settings),
+        backbone_hidden_size=target.config.hidden_size,
+        use_ordered_embeddings=True,
+        num_centroids=16,
+        centroid_intermediate_top_k=4,
+    )
+    config._attn_implementation = "eager"
+    config.text_config._attn_implementation = "eager"
+    drafter = Gemma4AssistantForCausalLM(config).float().eval()
+    randomise(drafter, SEEDS["draft"])
+    return drafter
 
 
 def build(case):

@@ -10,9 +10,14 @@ import pytest
 from gemma4_jax.sample.sampling import Filters, Settings, filters_for, keep, row_keys, sample
 
 VOCAB = 300
-_sample = jax.jit(sample, static_argnames="filters")
+_drawn = jax.jit(sample, static_argnames="filters")
 _keep = jax.jit(keep, static_argnames="filters")
 EVERYTHING = Filters(sampled=True, top_k=True, top_p=True, min_p=True)
+
+
+def _sample(*args, **options):
+    drawn = _drawn(*args, **options)
+    return drawn.token, drawn.logprob
 
 
 def settings(rows, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0):
