@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -91,6 +91,7 @@ class Drafts:
     length: int
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """Makes drafts for the rows of an engine.
 

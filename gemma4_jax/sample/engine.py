@@ -592,7 +592,7 @@ class Engine:
                 programs.first(
                     self.model.module, self._params, self._pool, self._reading_rings, table, places, zeros,
                     stream, last, programs.settings_of([None] * rows), zeros, zeros,
-                    self._stop_ids([None] * rows), self._blocked, filters=each,
+                    self._stop_ids([None] * rows), self._blocked, filters=each, mask=None,
                 )  # fmt: skip
         zero = np.int32(0)
         self._reading_rings = programs.load(self._reading_rings, self._saved, zero, zero)
