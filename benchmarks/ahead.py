@@ -1,10 +1,10 @@
-"""Training steps of the five models compiled for TPUs that are not there: one JSON line each.
+"""Training and decoding steps of the five models compiled for TPUs that are not there: one JSON line each.
 
     python -m benchmarks.ahead [--only WORD] [--level O0|O1|default]
-    python -m benchmarks.ahead --table LINES.jsonl      # those lines as the table of docs/ahead_of_time.md
+    python -m benchmarks.ahead --table LINES.jsonl      # those lines as the tables of docs/ahead_of_time.md
 
-Each step is compiled in a process of its own (`python -m train.ahead`), so that host memory is its own. Needs
-libtpu; minutes of CPU each.
+Each step is compiled in a process of its own (`python -m train.ahead`, `gemma4_jax.commands.decode_ahead`), so
+that host memory is its own. Needs libtpu; minutes of CPU each.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from typing import Any
 
 from benchmarks.measure import emit
 
-# What is asked of `train.ahead`, by name.
+_DECODING = "decode "
+# What is asked of `train.ahead`, or after "decode" of `decode_ahead`, by name.
 CASES = {
     "31b-v5p-128": "sft 31b --topology v5p-128 --seq 8192 --batch 64 --mesh fsdp=-1",
     "31b-v5p-128-tensor": "sft 31b --topology v5p-128 --seq 8192 --batch 16 --mesh fsdp=-1,tensor=4",
@@ -32,13 +33,20 @@ CASES = {
     "26b-a4b-dpo-lora-v5e-16": (
         "dpo 26b-a4b --lora 8 --topology v5e-16 --seq 1024 --batch 16 --mesh fsdp=1,expert=-1"
     ),
+    "e2b-decode": "decode e2b --topology v5e-8 --seq 131072 --batch 8 --mesh data=8",
+    "e4b-decode": "decode e4b --topology v5e-8 --seq 131072 --batch 4 --mesh data=4,tensor=2",
+    "12b-decode": "decode 12b --topology v5e-8 --seq 262144 --batch 1 --mesh seq=2,tensor=4",
+    "26b-a4b-decode": "decode 26b-a4b --topology v5p-8 --seq 262144 --batch 4 --mesh expert=4",
+    "31b-decode": "decode 31b --topology v5p-8 --seq 262144 --batch 1 --mesh seq=4",
 }
 _GIB = 2**30
 
 
 def measure(name: str, words: str, level: str) -> dict[str, Any]:
     """One compilation; `rematerialised`: how often XLA said that it moves a whole array to cut it otherwise."""
-    command = [sys.executable, "-m", "train.ahead", *words.split(), "--level", level, "--json"]
+    module = "gemma4_jax.commands.decode_ahead" if words.startswith(_DECODING) else "train.ahead"
+    asked = words.removeprefix(_DECODING).split()
+    command = [sys.executable, "-m", module, *asked, "--level", level, "--json"]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -58,20 +66,37 @@ def measure(name: str, words: str, level: str) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Results as rows of Markdown."""
-    lines = [
-        "| `python -m train.ahead` ... | level | GiB | of | fits | lower, s | compile, s | CPU-s | host, GiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        lines.append(
-            f"| {r['command']} | {r['level']} | {r['peak_bytes'] / _GIB:.1f} | {r['hbm_bytes'] / _GIB:.0f} | "
-            f"{'yes' if r['fits'] else 'no'} | {r['seconds_to_lower']:.0f} | {r['seconds_to_compile']:.0f} | "
-            f"{r['cpu_seconds_to_compile']:.0f} | "
-            f"{r['host_peak_bytes'] / _GIB:.1f} |"
-        )
-    return "\n".join(lines)
+def planned(words: str) -> int:
+    """Bytes at the peak by `gemma4 plan`, for what `train.ahead` compiled."""
+    task, model, *flags = words.split()
+    asked = ["--task", task, *flags, "--remat", "full", "--accumulation", "1", "--json"]
+    command = [sys.executable, "-m", "gemma4_jax", "plan", model, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak: int = json.loads(done.stdout)["chosen"]["memory"]["peak"]
+    return peak
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Results as rows of Markdown: training beside what is planned, and decoding."""
+    training = [r for r in results if not r["command"].startswith(_DECODING)]
+    decoding = [r for r in results if r["command"].startswith(_DECODING)]
+    parts = []
+    for module, column, found in (
+        ("train.ahead", "planned", training),
+        ("gemma4_jax.commands.decode_ahead", "cache", decoding),
+    ):
+        head = f"| `python -m {module}` ... | level | HBM a device, GiB | {column} | of | CPU-s | host, GiB |"
+        parts.append("\n".join([head, "|---" * 7 + "|", *map(_row, found)]))
+    return "\n\n".join(parts)
+
+
+def _row(r: dict[str, Any]) -> str:
+    words = r["command"]
+    beside = r["cache_bytes"] if words.startswith(_DECODING) else planned(words)
+    peak = f"{r['peak_bytes'] / _GIB:.1f}" + ("" if r["fits"] else ", does not fit")
+    cells = [words.removeprefix(_DECODING), r["level"], peak, f"{beside / _GIB:.1f}"]
+    cells += [f"{r['hbm_bytes'] / _GIB:.0f}", f"{r['cpu_seconds_to_compile']:.0f}"]
+    return "| " + " | ".join([*cells, f"{r['host_peak_bytes'] / _GIB:.1f}"]) + " |"
 
 
 def main() -> None:
@@ -79,13 +104,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name has this word")
     parser.add_argument("--level", default="O0", choices=("O0", "O1", "default"))
-    parser.add_argument(
-        "--table", type=Path, help="print these results as a table, measure nothing"
-    )
+    parser.add_argument("--table", type=Path, help="print these results as tables, measure nothing")
     args = parser.parse_args()
     if args.table:
         results = [json.loads(line) for line in args.table.read_text().splitlines()]
-        print(table([result for result in results if "error" not in result]))
+        print(tables([result for result in results if "error" not in result]))
         return
     for name, words in CASES.items():
         if args.only in name:

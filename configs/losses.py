@@ -147,11 +147,20 @@ class RouterConfig:
     """Leave routers as they are: what fine-tuning on little data should do."""
     noise: bool = False
     """Add noise of a learnt size to router logits in training (arXiv 1701.06538); it is not exported."""
+    capacity_factor: float | None = None
+    """What devices of mesh.expert take from each other, over an even share; the rest is dropped. None: all."""
 
     def __post_init__(self) -> None:
         for name in ("balance_loss", "z_loss"):
             value = getattr(self, name)
             check(0 <= value < float("inf"), f"router.{name}", value, "at least 0 and finite")
+        factor = self.capacity_factor
+        check(
+            factor is None or 0 < factor < float("inf"),
+            "router.capacity_factor",
+            factor,
+            "above 0 and finite (1.25 is usual), or None: nothing is dropped",
+        )
         check(
             not (self.noise and self.freeze),
             "router.noise",

@@ -48,6 +48,9 @@ class ModelSource:
     """Type of activations and matrix products; norms, router, softmax and loss stay float32."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+    gpu_kernels: bool = False
+    """On GPUs, our Triton kernels in the place of XLA's attention. Compiled for H100, never run on a GPU:
+    run `python -m benchmarks.kernels` there first."""
 
     def __post_init__(self) -> None:
         if self.path and self.architecture:

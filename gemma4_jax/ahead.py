@@ -12,6 +12,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from gemma4_jax.errors import UserError
@@ -117,6 +118,81 @@ def compiled(lowered: Any, level: Level = "O0", bounds: dict[str, int] | None = 
         temporaries=memory.temp_size_in_bytes,
         program=Program(result.as_text(), bounds),
     )
+
+
+def report(
+    lower: Callable[[], tuple[Any, dict[str, int] | None]],
+    mesh: Any,
+    place: Topology,
+    level: Level = "O0",
+) -> dict[str, Any]:
+    """Lower and compile a program for `mesh`, made of the `devices` of `place`; a report that JSON can hold.
+
+    lower: gives what `jit(f).lower(...)` gave, and `bounds` of `hlo.Program`; under `jax.set_mesh(mesh)`. Bytes
+    are those of one device, seconds of the clock but for cpu_seconds, `collectives` the largest first: count is
+    how often a device takes part in one run, bytes what arrives each time.
+    """
+    import jax
+
+    with jax.set_mesh(mesh):
+        began = time.perf_counter()
+        lowered, bounds = lower()
+        seconds_to_lower = time.perf_counter() - began
+        outcome = compiled(lowered, level, bounds)
+    program, seconds = outcome.program, None
+    if program is not None and level == "default":
+        seconds = estimated_seconds(program.cycles(), place)
+    collectives = [] if program is None else program.collectives(dict(mesh.shape))
+    return {
+        "topology": place.name,
+        "mesh": dict(mesh.shape),
+        "seconds_to_lower": round(seconds_to_lower, 2),
+        "seconds_to_compile": round(outcome.seconds, 2),
+        "cpu_seconds_to_compile": round(outcome.cpu_seconds, 2),
+        "host_peak_bytes": outcome.host_peak,
+        "peak_bytes": outcome.peak,
+        "argument_bytes": outcome.arguments,
+        "temporary_bytes": outcome.temporaries,
+        "hbm_bytes": place.memory,
+        "fits": outcome.fits,
+        "collectives": [dataclasses.asdict(one) for one in collectives],
+        "estimated_seconds": seconds,
+    }
+
+
+def described(report: dict[str, Any]) -> str:
+    """A report, with `task` and `model`, and `cache_bytes` where there is a cache, as lines for people."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
+    verdict = "fits" if report["fits"] else "DOES NOT FIT"
+    cache = f", {_gib(report['cache_bytes'])} of them cache" if "cache_bytes" in report else ""
+    lines = [
+        f"{report['task']} of {report['model']} on {report['topology']} ({mesh or 'one device'}): {verdict}, "
+        f"{_gib(report['peak_bytes'])} of {_gib(report['hbm_bytes'])} GiB a device{cache}",
+        f"lowered in {report['seconds_to_lower']:.1f} s, compiled in {report['seconds_to_compile']:.1f} s "
+        f"({report['cpu_seconds_to_compile']:.0f} of CPU), {_gib(report['host_peak_bytes'])} GiB of "
+        "this machine",
+    ]
+    if report["fits"]:
+        lines.append(
+            f"arguments {_gib(report['argument_bytes'])} GiB, "
+            f"temporaries {_gib(report['temporary_bytes'])} GiB"
+        )
+    if report["estimated_seconds"] is not None:
+        seconds = report["estimated_seconds"]
+        lines.append(f"the compiler's cycles are {seconds:.3g} s, without waiting for others")
+    for one in report["collectives"][:12]:
+        axes = ",".join(one["axes"] or ["?"])
+        lines.append(
+            f"  {_gib(one['count'] * one['bytes']):>8} GiB  {one['operation']:<18} {one['shape']:<28} "
+            f"over {axes}, {one['count']} times"
+        )
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    """Three digits at least, of exchanges of a few numbers too."""
+    number = size / 2**30
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def estimated_seconds(cycles: Cycles, topology: Topology) -> float:

@@ -21,7 +21,7 @@ from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.cut_cache import attend_held, remember
-from gemma4_jax.parallel.expert_dispatch import dispatch_experts
+from gemma4_jax.parallel.expert_dispatch import dispatch
 from gemma4_jax.parallel.kernels import attend_for, grouped_matmul_for
 from gemma4_jax.parallel.zigzag import arrange, restore
 from gemma4_jax.sharding import mesh_of, over
@@ -47,19 +47,20 @@ def transformer(
     dtype: Any = jnp.float32,
     remat: Remat = "none",
     platform: str | None = None,
+    gpu_kernels: bool = False,
 ) -> Transformer:
     """The module for a configuration.
 
     dtype: of the residual stream and matrix products. remat: see `model.transformer.Remat`. platform: of the
-    devices that will run it, by default those of this process.
+    devices that will run it, by default those of this process. gpu_kernels: see `parallel.kernels`.
     """
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
     platform = platform or jax.default_backend()
     parts = Parts(
-        grouped_matmul=grouped_matmul_for(platform),
-        routed_experts=dispatch_experts,
-        attend=attend_for(platform),
+        grouped_matmul=grouped_matmul_for(platform, gpu_kernels),
+        routed_experts=dispatch,
+        attend=attend_for(platform, gpu_kernels),
         arrange=arrange,
         restore=restore,
         attend_held=attend_held,

@@ -3,7 +3,7 @@
 `compiled.as_text()` of XLA on CPU and on TPU. A loop's body is there once: it is counted as often as the loop's
 condition says. TPU programs differ in form: a reduce-scatter is a fused computation of that name around an
 all-reduce, collectives come as start and done, and loops do not say how long they are. Not here: compiling
-(`train/ahead.py`), what a program should contain (tests).
+(`ahead.py`), what a program should contain (tests).
 """
 
 import dataclasses

@@ -57,6 +57,7 @@ DECODING_RULES: Rules = {
 }
 
 AnyMesh = Mesh | AbstractMesh
+_TPU_SLICE = 8
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -117,10 +118,17 @@ def read_sizes(text: str, devices: int) -> dict[str, int]:
             )
         sizes[axis] = int(size)
     fixed = math.prod(size for size in sizes.values() if size > 0)
-    is_open = -1 in sizes.values()
-    if list(sizes.values()).count(-1) > 1 or (devices % fixed if is_open else fixed > devices):
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
         raise UserError(
-            f"the mesh {text} does not fit the {devices} devices: take sizes that divide them"
+            f"the mesh {text} has {len(open_axes)} axes of -1; one can take what is left"
+        )
+    if fixed > devices:
+        raise UserError(f"the mesh {text} needs {fixed} devices, there are {devices}")
+    if open_axes and devices % fixed:
+        raise UserError(
+            f"the mesh {text} leaves {open_axes[0]} no whole number: {fixed} does not divide the {devices} "
+            "devices"
         )
     return {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
 
@@ -173,6 +181,22 @@ def check_divides(mesh: AnyMesh, axes: Sequence[str], size: int, what: str) -> N
             f"{named} is {parts}, which does not divide the {size} of {what}; "
             f"nearest that do: {', '.join(map(str, near))}"
         )
+
+
+def slice_note(d_model: int, parts: int) -> str:
+    """What to know of `parts` devices of a TPU that share what is cut along D; "" if XLA gathers their slices.
+
+    Where a slice's width is no multiple of 8, it sums whole matrices instead (docs/ahead_of_time.md).
+    """
+    width = d_model // parts
+    if parts == 1 or width % _TPU_SLICE == 0:
+        return ""
+    fewer = [n for n in range(1, parts) if parts % n == 0 and d_model // n % _TPU_SLICE == 0]
+    return (
+        f"mesh.fsdp x mesh.expert is {parts}: slices of D are {width} wide, no multiple of {_TPU_SLICE}, and "
+        "XLA on TPU sums whole matrices in the place of gathering slices, twice the bytes; "
+        f"{fewer[-1]} would not have that"
+    )
 
 
 def shardings(axes: Any, tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:

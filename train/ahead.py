@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from configs.schema import (
     OptimConfig,
     SFTConfig,
 )
+from gemma4_jax import ahead, topology
 from gemma4_jax.cli import CommandParser
 from gemma4_jax.errors import UserError, report_user_errors
 
@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 0 also for a step that does not fit."""
     with report_user_errors():
         args = _parser().read(sys.argv[1:] if argv is None else argv)
+        ahead.prepare()
         report = compile_step(configuration(args), args.topology, args.level)
-        print(json.dumps(report) if args.json else described(report), flush=True)
+        print(json.dumps(report) if args.json else ahead.described(report), flush=True)
     return 0
 
 
@@ -77,7 +78,10 @@ def _parser() -> CommandParser:
 
 
 def configuration(args: argparse.Namespace) -> AnyConfig:
-    """The run whose step is asked for. UserError for what no run could be."""
+    """The run whose step is asked for. UserError for what no run could be. Imports jax."""
+    from gemma4_jax.sharding import AXES, read_sizes
+
+    sizes = read_sizes(args.mesh, topology.parse(args.topology).devices)
     folder = Path(args.model).is_dir()
     adapters = LoRAConfig()
     if args.lora:
@@ -101,7 +105,7 @@ def configuration(args: argparse.Namespace) -> AnyConfig:
                 stochastic_rounding=held == "bfloat16" and not args.lora,
             ),
             "lora": adapters,
-            "mesh": MeshConfig(**_sizes(args.mesh)),
+            "mesh": MeshConfig(**(dict.fromkeys(AXES, 1) | sizes)),
         }
         if args.task == "sft":
             return SFTConfig(**common)
@@ -112,63 +116,21 @@ def configuration(args: argparse.Namespace) -> AnyConfig:
         raise UserError(str(error)) from None
 
 
-def _sizes(text: str) -> dict[str, int]:
-    """ "fsdp=16,tensor=4" by axis; one that is not named is 1."""
-    known = [field.name for field in dataclasses.fields(MeshConfig)]
-    sizes = dict.fromkeys(known, 1)
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in known or not size.lstrip("-").isdigit():
-            raise UserError(
-                f"--mesh has {part!r}; it must be AXIS=NUMBER, axes: {', '.join(known)}"
-            )
-        sizes[axis] = int(size)
-    return sizes
+def compile_step(config: AnyConfig, machine: str, level: ahead.Level = "O0") -> dict[str, Any]:
+    """Compile the step of a run on the machine of that name, after `ahead.prepare`; an `ahead.report`.
 
-
-def compile_step(config: AnyConfig, machine: str, level: Any = "O0") -> dict[str, Any]:
-    """Compile the step of a run on the machine of that name; a report that JSON can hold.
-
-    Bytes are those of one device, seconds wall-clock, `collectives` the largest first: count is how often a
-    device takes part in one step, bytes what arrives each time. Raises UserError.
+    Raises UserError.
     """
-    from gemma4_jax import ahead, topology
-
-    ahead.prepare()
-    import jax
-
     from gemma4_jax.sharding import make_mesh
     from train.placement import mesh_sizes
 
     place = topology.parse(machine)
     devices = ahead.devices(place)
     mesh = make_mesh(mesh_sizes(config.mesh, len(devices)), devices)
-    with jax.set_mesh(mesh):
-        began = time.perf_counter()
-        lowered, bounds = lower_step(config, mesh)
-        seconds_to_lower = time.perf_counter() - began
-        outcome = ahead.compiled(lowered, level, bounds)
-    program, seconds = outcome.program, None
-    if program is not None and level == "default":
-        seconds = ahead.estimated_seconds(program.cycles(), place)
-    collectives = [] if program is None else program.collectives(dict(mesh.shape))
-    return {
-        "task": "sft" if isinstance(config, SFTConfig) else "dpo",
-        "model": config.model.path or config.model.architecture,
-        "topology": machine,
-        "mesh": dict(mesh.shape),
-        "seconds_to_lower": round(seconds_to_lower, 2),
-        "seconds_to_compile": round(outcome.seconds, 2),
-        "cpu_seconds_to_compile": round(outcome.cpu_seconds, 2),
-        "host_peak_bytes": outcome.host_peak,
-        "peak_bytes": outcome.peak,
-        "argument_bytes": outcome.arguments,
-        "temporary_bytes": outcome.temporaries,
-        "hbm_bytes": place.memory,
-        "fits": outcome.fits,
-        "collectives": [dataclasses.asdict(one) for one in collectives],
-        "estimated_seconds": seconds,
-    }
+    task = "sft" if isinstance(config, SFTConfig) else "dpo"
+    model = config.model.path or config.model.architecture
+    report = ahead.report(lambda: lower_step(config, mesh), mesh, place, level)
+    return {"task": task, "model": model, **report}
 
 
 def lower_step(config: AnyConfig, mesh: Any) -> tuple[Any, dict[str, int]]:
@@ -186,7 +148,7 @@ def lower_step(config: AnyConfig, mesh: Any) -> tuple[Any, dict[str, int]]:
     length, batch = config.data.max_length, config.batch
     check_batch(mesh, batch, length)
     start = open_start(config.model, config.seed, length, mesh)
-    check_model(mesh, start.config)
+    check_model(mesh, start.config, config.router)
     example = fill([], length)
     if isinstance(config, SFTConfig):
         objective = sft.objective(config, start)
@@ -208,36 +170,6 @@ def lower_step(config: AnyConfig, mesh: Any) -> tuple[Any, dict[str, int]]:
     tokens = shapes["tokens"].size // batch.accumulation // rows_over(mesh) // mesh.shape["seq"]
     chunks = -(-tokens // default_chunk(start.config.vocab_size))
     return lowered, {SCOPE: chunks, FURTHER_TURNS: 0}
-
-
-def described(report: dict[str, Any]) -> str:
-    """A report as lines for people."""
-    gib = 2**30
-    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
-    verdict = "fits" if report["fits"] else "DOES NOT FIT"
-    lines = [
-        f"{report['task']} of {report['model']} on {report['topology']} ({mesh or 'one device'}): {verdict}, "
-        f"{report['peak_bytes'] / gib:.2f} of {report['hbm_bytes'] / gib:.0f} GiB a device",
-        f"lowered in {report['seconds_to_lower']:.1f} s, compiled in {report['seconds_to_compile']:.1f} s "
-        f"({report['cpu_seconds_to_compile']:.0f} of CPU), "
-        f"{report['host_peak_bytes'] / gib:.1f} GiB of this machine",
-    ]
-    if report["fits"]:
-        lines.append(
-            f"arguments {report['argument_bytes'] / gib:.2f} GiB, "
-            f"temporaries {report['temporary_bytes'] / gib:.2f} GiB"
-        )
-    if report["estimated_seconds"] is not None:
-        lines.append(
-            f"a step takes the compiler's {report['estimated_seconds']:.2f} s, without waiting for others"
-        )
-    for one in report["collectives"][:12]:
-        axes = ",".join(one["axes"] or ["?"])
-        total = one["count"] * one["bytes"] / gib
-        lines.append(
-            f"  {total:8.2f} GiB  {one['operation']:<18} {one['shape']:<28} over {axes}, {one['count']} times"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def run(config: DPOConfig) -> int:
     from train.data.pipeline import PairRows
     from train.data.shared_prefix import SharedPrefixRows
     from train.loop import Task, fit, total_steps
+    from train.losses import make_dpo_loss
     from train.placement import check_batch, check_model, open_mesh
     from train.reference import check_live, choose_reference, precomputed
     from train.samples import first_prompts
@@ -65,7 +66,7 @@ def run(config: DPOConfig) -> int:
     workdir = Workdir(config)
     data = config.data
     start = lora.prepared(open_start(config.model, config.seed, data.max_length, mesh), config.lora)
-    check_model(mesh, start.config)
+    check_model(mesh, start.config, config.router)
     family = start.config.family
     encode = dpo_encoder(start.tokenizer, family, data.thoughts)
     settings = {
@@ -123,6 +124,7 @@ def run(config: DPOConfig) -> int:
         ),
         data=prepared.summary,
         validation=validation,
+        validation_loss_fn=make_dpo_loss(start.module, start.config, config.loss, live=live),
         plots=("loss", "rewards/margins", "rewards/accuracies"),
         forwards=float(live),
     )

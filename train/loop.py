@@ -27,7 +27,7 @@ from train.checkpointer import BEST, Checkpointer
 from train.data.pipeline import Batches, Source, iterate
 from train.interrupts import Interrupts
 from train.losses import LossFn, Params
-from train.placement import describe, own_rows, put_tree, row_share
+from train.placement import describe, note, own_rows, put_tree, row_share
 from train.program import Objective, Program, make_program
 from train.progress import Reporter
 from train.report import write_report
@@ -112,7 +112,9 @@ def _fit(task: Task) -> int:
     with Interrupts(several) as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
             reporter.line(f"step {done} of {total}, in {workdir.path}, {describe(mesh, state)}")
-            reporter.line(describe_kernels(jax.default_backend()))
+            if remark := note(mesh, task.start.config):
+                reporter.line(remark)
+            reporter.line(describe_kernels(jax.default_backend(), config.model.gpu_kernels))
             window = metrics.Window(
                 training_flops(task.start.config, task.source.length, forwards=task.forwards),
                 1e12 * config.run.peak_tflops or peak_flops(jax.devices()[0].device_kind),

@@ -21,9 +21,10 @@ from jaxtyping import Array, Bool, Float, Int
 from configs.losses import PreferenceConfig, RouterConfig, SFTLossConfig
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.logprobs import TokenScores, token_logprobs, token_scores
+from gemma4_jax.model.transformer import Transformer
 from train.branches import branch_sums
 from train.preference import Pairs, preference_losses, preference_metrics
-from train.routing import freeze_router, routing_loss
+from train.routing import freeze_router, limited, routing_loss
 
 Params = dict[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -151,12 +152,13 @@ def neftune_noise(
 
 
 def make_sft_loss(
-    module: nn.Module,
+    module: Transformer,
     config: ModelConfig,
     loss: SFTLossConfig = PLAIN_SFT,
     router: RouterConfig = PLAIN_ROUTER,
 ) -> LossFn:
     """Mean negative log-likelihood per target token, and what `loss` and `router` add; over arrays [B,T]."""
+    module = limited(module, router)
 
     def loss_fn(params: Params, batch: Batch, totals: Totals, key: jax.Array, frozen: Any) -> Loss:
         del frozen
@@ -233,7 +235,7 @@ def sequence_logprobs(
 
 
 def make_dpo_loss(
-    module: nn.Module,
+    module: Transformer,
     config: ModelConfig,
     loss: PreferenceConfig,
     *,
@@ -245,12 +247,14 @@ def make_dpo_loss(
     Preference losses are means over pairs; "sft" is the negative log-likelihood of the chosen completions,
     per token. live: the reference's log-probabilities are computed from `frozen` (its parameters);
     otherwise they are read from the batch, `reference_logprobs` float32 [B,2] (packed: [B,S,2]).
+    Nothing is dropped from a reference's experts.
     """
+    policy = limited(module, router)
 
     def loss_fn(params: Params, batch: Batch, totals: Totals, key: jax.Array, frozen: Any) -> Loss:
         del key
         params = freeze_router(params) if router.freeze else params
-        scores, routing = batch_scores(module, config, params, _rows(batch))
+        scores, routing = batch_scores(policy, config, params, _rows(batch))
         if live:
             reference = jax.lax.stop_gradient(
                 sequence_logprobs(module, config, frozen, batch, loss.ld_alpha)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs.checks import ConfigError
+from configs.losses import RouterConfig
 from configs.mesh import MeshConfig
 from configs.schema import BatchConfig
 from gemma4_jax.config import ModelConfig
@@ -25,6 +26,7 @@ from gemma4_jax.sharding import (
     make_mesh,
     replicated_bytes,
     rows_over,
+    slice_note,
 )
 from train import offload as offloading
 from train.losses import PER_TOKEN, Params
@@ -65,13 +67,20 @@ def check_batch(mesh: Mesh, batch: BatchConfig, max_length: int) -> None:
         check_tokens(max_length, mesh.shape["seq"])
 
 
-def check_model(mesh: Mesh, config: ModelConfig) -> None:
-    """UserError where an axis has nothing to cut."""
+def check_model(mesh: Mesh, config: ModelConfig, router: RouterConfig) -> None:
+    """UserError where an axis has nothing to cut, or `router.capacity_factor` nothing to limit."""
     if mesh.shape["expert"] > 1 and config.moe is None:
         raise UserError(
             f"mesh.expert is {mesh.shape['expert']}, and this model has no experts: "
             "it must be 1 (mesh.fsdp cuts parameters and rows)"
         )
+    if router.capacity_factor is not None and mesh.shape["expert"] == 1:
+        why = (
+            "this model has no experts: leave it out"
+            if config.moe is None
+            else "mesh.expert is 1: a device with all experts drops nothing; set mesh.expert, or leave it out"
+        )
+        raise UserError(f"router.capacity_factor is {router.capacity_factor}, and {why}")
 
 
 def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -191,3 +200,10 @@ def describe(mesh: Mesh, state: Any) -> str:
         f"on {mesh.size} devices ({jax.process_count()} processes), {axes}; of {total / 1e6:,.1f} MB of "
         f"state {whole / 1e6:,.3f} MB are on every device (scales, counters, what no mesh axis cuts)"
     )
+
+
+def note(mesh: Mesh, config: ModelConfig) -> str:
+    """What the platform makes of this mesh that one would not expect; "" mostly."""
+    if mesh.devices.flat[0].platform != "tpu":
+        return ""
+    return slice_note(config.d_model, mesh.shape["fsdp"] * mesh.shape["expert"])

@@ -1,4 +1,5 @@
-"""What keeps a router healthy in training: balance and z losses, a router that stays as it is, and its load.
+"""What keeps a router healthy in training: balance and z losses, a router that stays as it is, its load, and
+how much of that load experts take.
 
 Of what each layer's router did (`gemma4_jax/model/moe.py`, `routing_sums`), padding left out. Not here: the
 main losses (losses.py).
@@ -6,6 +7,7 @@ main losses (losses.py).
 Letters: L layers, E experts, A active experts per token.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ import jax.numpy as jnp
 
 from configs.losses import RouterConfig
 from gemma4_jax.config import ModelConfig
+from gemma4_jax.model.transformer import Transformer
+from gemma4_jax.parallel.expert_dispatch import dispatch_within
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -33,8 +37,16 @@ def freeze_router(params: Any) -> Any:
     )
 
 
+def limited(module: Transformer, config: RouterConfig) -> Transformer:
+    """`module` whose experts take what `capacity_factor` lets them; as it is where that is None."""
+    if config.capacity_factor is None:
+        return module
+    experts = dispatch_within(config.capacity_factor)
+    return module.clone(parts=dataclasses.replace(module.parts, routed_experts=experts))
+
+
 def layer_sums(routing: Any) -> dict[str, jax.Array]:
-    """The "routing" collection of a pass as arrays [L, E] (chosen, probabilities) and [L] (z, tokens)."""
+    """The "routing" collection of a pass as arrays [L, E] (chosen, probabilities) and [L] (the others)."""
     found: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(routing):
         name = str(path[-1].key)
@@ -70,4 +82,6 @@ def routing_loss(
         **{f"moe/load_{name}": found for name, found in spread.items()},
         **{f"moe/load/{number}": load[number] for number in range(experts)},
     }
+    if config.capacity_factor is not None:
+        metrics["moe/dropped"] = (sums["dropped"] / jnp.maximum(active * here, 1.0)).mean()
     return value, {n: (jax.lax.stop_gradient(x) * here, here) for n, x in metrics.items()}

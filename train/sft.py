@@ -55,7 +55,7 @@ def run(config: SFTConfig) -> int:
     workdir = Workdir(config)
     data = config.data
     start = lora.prepared(open_start(config.model, config.seed, data.max_length, mesh), config.lora)
-    check_model(mesh, start.config)
+    check_model(mesh, start.config, config.router)
     family = start.config.family
     encode = sft_encoder(start.tokenizer, family, data.thoughts)
     settings = {

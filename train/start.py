@@ -99,7 +99,9 @@ def _from_folder(source: ModelSource, mesh: Mesh) -> Start:
 def _module(config: ModelConfig, source: ModelSource, mesh: Mesh) -> Transformer:
     """Of the mesh's devices, which need not be this machine's."""
     platform = mesh.devices.flat[0].platform
-    return transformer(config, source.compute_dtype, source.remat, platform)
+    return transformer(
+        config, source.compute_dtype, source.remat, platform, gpu_kernels=source.gpu_kernels
+    )
 
 
 def _placed(

@@ -32,6 +32,7 @@ _FREE = frozenset(
         "run.peak_tflops",
         "run.export_huggingface",
         "optim.offload",
+        "model.gpu_kernels",
         "data.path",
         "data.validation",
         "data.mixture",

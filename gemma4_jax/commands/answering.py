@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gemma4_jax.build import Model
     from gemma4_jax.sample.prompts import Prompt
     from gemma4_jax.sample.sampler import Sampler
+    from gemma4_jax.text.messages import Tools
+    from gemma4_jax.text.parse import Message
 
 # Used when no limit is given; what is left of the model's positions may be less.
 _MAX_NEW_TOKENS = 1024
@@ -97,6 +99,14 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
+def default_new_tokens(arguments: argparse.Namespace, model: Model) -> int:
+    """Most tokens of an answer where prompts are not known yet: at most half of the context."""
+    if arguments.max_new_tokens is not None:
+        wanted: int = arguments.max_new_tokens
+        return wanted
+    return min(_MAX_NEW_TOKENS, model.config.max_position // 2)
+
+
 def is_chat_model(model: Model) -> bool:
     """Whether the model's vocabulary can open and close a turn."""
     from gemma4_jax.text import control
@@ -109,7 +119,8 @@ def is_chat_model(model: Model) -> bool:
 class Answer:
     """What came of a prompt.
 
-    text: control tokens spelt out. tokens, finish_reason: empty and "interrupted" after Ctrl-C. Of the
+    text: control tokens spelt out. tokens, finish_reason: empty and "interrupted" after Ctrl-C. cut: the
+    text may be shorter than what the tokens say, for a stop string or Ctrl-C. Of the
     times, in seconds, `first` ends with the first text and `steady` begins with the second: until then
     programs may be compiled. Loading is in neither.
     """
@@ -120,6 +131,7 @@ class Answer:
     tokens: list[int]
     new_tokens: int
     finish_reason: str
+    cut: bool
     first: float
     steady: float
 
@@ -149,13 +161,13 @@ class Prepared:
     in_thought: bool
 
 
-def prepare(model: Model, prompt: Prompt, think: bool) -> Prepared:
-    """Encode a prompt: text is raw, messages go through the chat format."""
+def prepare(model: Model, prompt: Prompt, think: bool, tools: Tools | None = None) -> Prepared:
+    """Encode a prompt: text is raw, messages go through the chat format, with the tools on offer."""
     from gemma4_jax.sample.prompts import encode
     from gemma4_jax.sample.requests import Options
     from gemma4_jax.text.parse import Start, start_of
 
-    tokens = encode(model, prompt, Options(enable_thinking=think))
+    tokens = encode(model, prompt, Options(enable_thinking=think, tools=tools))
     if len(tokens) >= model.config.max_position:
         raise UserError(
             f"the prompt has {len(tokens)} tokens; this model's context of "
@@ -163,6 +175,20 @@ def prepare(model: Model, prompt: Prompt, think: bool) -> Prepared:
         )
     text = "" if model.tokenizer is None else model.tokenizer.decode(tokens)
     return Prepared(tokens=tokens, text=text, in_thought=start_of(text) is Start.THOUGHT)
+
+
+def message_of(
+    model: Model, prompt: Prepared, result: Answer, tools: Tools | None = None
+) -> Message:
+    """An answer taken apart: by its ids, or by its text where a stop string or Ctrl-C has cut it."""
+    from gemma4_jax.text.parse import parse
+    from gemma4_jax.text.token_parse import parse_tokens
+    from gemma4_jax.text.tools import signatures
+
+    known = signatures(tools or ())
+    if model.tokenizer is None or result.cut:
+        return parse(result.text, prompt.text, known)
+    return parse_tokens(model.tokenizer, result.tokens, prompt.tokens, known)
 
 
 def answer(
@@ -197,6 +223,7 @@ def answer(
         tokens=done.tokens if done else [],
         new_tokens=len(done.tokens) if done else len(pieces),
         finish_reason=done.finish_reason if done else "interrupted",
+        cut=done is None or bool(settings.get("stop")),
         first=first - start,
         steady=end - second,
     )

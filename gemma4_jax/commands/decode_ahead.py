@@ -8,12 +8,11 @@ The program is that of the sampler: one step of so many conversations that have 
 """
 
 import argparse
-import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from gemma4_jax import ahead, topology
 from gemma4_jax.errors import UserError, report_user_errors
 
 
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with report_user_errors():
         args = _parser().parse_args(argv)
         report = compile_decoding(args)
-        print(json.dumps(report) if args.json else _described(report), flush=True)
+        print(json.dumps(report) if args.json else ahead.described(report), flush=True)
     return 0
 
 
@@ -52,16 +51,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def compile_decoding(args: argparse.Namespace) -> dict[str, Any]:
-    """Compile; a report that JSON can hold. Bytes are those of one device. Raises UserError."""
-    from gemma4_jax import ahead, topology
-
+    """Compile; an `ahead.report`, with cache_bytes. Raises UserError."""
     for name in ("seq", "batch", "prompt"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     ahead.prepare()
-    import jax
-
     from gemma4_jax.commands.plan import find_config
     from gemma4_jax.sample.ahead import lower
     from gemma4_jax.sharding import make_mesh, read_sizes
@@ -74,55 +69,18 @@ def compile_decoding(args: argparse.Namespace) -> dict[str, Any]:
     place = topology.parse(args.topology)
     devices = ahead.devices(place)
     mesh = make_mesh(read_sizes(args.mesh, len(devices)), devices)
-    with jax.set_mesh(mesh):
-        began = time.perf_counter()
-        lowered, cache_bytes = lower(
+    cache_bytes = 0
+
+    def lowered() -> tuple[Any, None]:
+        nonlocal cache_bytes
+        program, cache_bytes = lower(
             config, mesh, args.seq, args.batch, args.compression, args.prompt
         )
-        seconds_to_lower = time.perf_counter() - began
-        outcome = ahead.compiled(lowered, args.level)
-    program, seconds = outcome.program, None
-    if program is not None and args.level == "default":
-        seconds = ahead.estimated_seconds(program.cycles(), place)
-    collectives = [] if program is None else program.collectives(dict(mesh.shape))
-    return {
-        "task": "decode" if args.prompt is None else "prefill",
-        "model": args.model,
-        "topology": args.topology,
-        "mesh": dict(mesh.shape),
-        "seconds_to_lower": round(seconds_to_lower, 2),
-        "seconds_to_compile": round(outcome.seconds, 2),
-        "cpu_seconds_to_compile": round(outcome.cpu_seconds, 2),
-        "host_peak_bytes": outcome.host_peak,
-        "peak_bytes": outcome.peak,
-        "argument_bytes": outcome.arguments,
-        "temporary_bytes": outcome.temporaries,
-        "cache_bytes": cache_bytes,
-        "hbm_bytes": place.memory,
-        "fits": outcome.fits,
-        "collectives": [dataclasses.asdict(one) for one in collectives],
-        "estimated_seconds": seconds,
-    }
+        return program, None
 
-
-def _described(report: dict[str, Any]) -> str:
-    gib = 2**30
-    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
-    lines = [
-        f"{report['task']} of {report['model']} on {report['topology']} ({mesh or 'one device'}): "
-        f"{'fits' if report['fits'] else 'DOES NOT FIT'}, {report['peak_bytes'] / gib:.2f} of "
-        f"{report['hbm_bytes'] / gib:.0f} GiB a device, of which {report['cache_bytes'] / gib:.2f} are cache",
-        f"arguments {(report['argument_bytes'] or 0) / gib:.2f}, "
-        f"temporaries {(report['temporary_bytes'] or 0) / gib:.2f} GiB",
-        f"lowered in {report['seconds_to_lower']:.1f} s, compiled in {report['seconds_to_compile']:.1f} s",
-    ]
-    for one in report["collectives"][:12]:
-        axes = ",".join(one["axes"] or ["?"])
-        lines.append(
-            f"  {one['bytes'] / 2**20:8.2f} MiB  {one['operation']:<18} {one['shape']:<28} over {axes}, "
-            f"{one['count']} times"
-        )
-    return "\n".join(lines)
+    report = ahead.report(lowered, mesh, place, args.level)
+    task = "decode" if args.prompt is None else "prefill"
+    return {"task": task, "model": args.model, **report, "cache_bytes": cache_bytes}
 
 
 if __name__ == "__main__":

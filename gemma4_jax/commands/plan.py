@@ -177,12 +177,14 @@ def _caches(plan: Plan) -> str:
         (
             "KiB per token, all layers growing",
             *(f"{plan.cache_per_token[name] / 1024:.1f}" for name in kept.values()),
+            "",
         )
     ]
     for tokens in next(iter(plan.caches.values())):
         sizes = (gib(plan.caches[name][tokens]) for name in kept.values())
-        rows.append((f"GiB at {tokens} tokens", *sizes))
-    return table((f"cache of a sequence, {plan.dtype}", *kept), rows)
+        rows.append((f"GiB at {tokens} tokens", *sizes, gib(plan.caches_int8[tokens])))
+    smallest = next(iter(kept)).split(",")[0]
+    return table((f"cache of a sequence, {plan.dtype}", *kept, f"{smallest}, int8"), rows)
 
 
 def _limits(plan: Plan) -> str:

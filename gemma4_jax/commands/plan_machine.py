@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from gemma4_jax.commands.columns import gib, seconds, table
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
-        help="data, fsdp, expert, seq, tensor (default: the fastest that fits)",
+        help="data, fsdp, expert, seq, tensor; -1: what is left (default: the fastest that fits)",
     )
     parser.add_argument("--remat", metavar="NAME", help="none, dots or full (with --mesh: full)")
     parser.add_argument(
@@ -124,6 +125,8 @@ def page(config: ModelConfig, arguments: argparse.Namespace) -> str:
             _traffic(chosen, topology),
             _times(chosen, topology),
         ]
+        if remark := _note(chosen, topology):
+            parts.append(textwrap.fill(remark, 110))
     if compiled is not None and chosen is not None:
         parts.append(_compiled(chosen, compiled))
     parts.append(_search(found, topology, arguments.top))
@@ -163,17 +166,17 @@ def _chosen(
     """What is shown in detail: the mesh that was given, or the fastest that fits; None if none does."""
     from gemma4_jax.plan.search import least_accumulation
     from gemma4_jax.plan.workload import check, sizes_of
+    from gemma4_jax.sharding import read_sizes
 
     if not arguments.mesh:
         return found.candidates[0].workload if found.candidates else None
-    sizes = sizes_of(_read_mesh(arguments.mesh))
-    given = dataclasses.replace(asked, sizes=sizes, remat=arguments.remat or "full")
-    if given.devices > topology.devices:
-        raise UserError(
-            f"--mesh {arguments.mesh} needs {given.devices} devices, {topology.name} has "
-            f"{topology.devices}"
-        )
-    given = dataclasses.replace(given, accumulation=arguments.accumulation or 1)
+    sizes = sizes_of(read_sizes(arguments.mesh, topology.devices))
+    given = dataclasses.replace(
+        asked,
+        sizes=sizes,
+        remat=arguments.remat or "full",
+        accumulation=arguments.accumulation or 1,
+    )
     check(given)
     if arguments.accumulation:
         return given
@@ -181,16 +184,6 @@ def _chosen(
     # Where nothing fits, the last one tried is the smallest.
     most = asked.rows // given.row_parts if given.trains else 1
     return fit or dataclasses.replace(given, accumulation=most)
-
-
-def _read_mesh(text: str) -> dict[str, int]:
-    mesh = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if not size.isdecimal():
-            raise UserError(f"--mesh has {part!r}; write it like fsdp=16,seq=4")
-        mesh[axis.strip()] = int(size)
-    return mesh
 
 
 def _head(topology: Topology, asked: Workload) -> str:
@@ -211,6 +204,13 @@ def _head(topology: Topology, asked: Workload) -> str:
         f"{what}, {asked.rows} {pairs} of {asked.tokens} tokens, parameters {asked.param_dtype}{base}, "
         f"computed in {asked.compute_dtype}{state}"
     )
+
+
+def _note(chosen: Workload, topology: Topology) -> str:
+    """What XLA on TPU makes of the mesh that the sums above leave out; "" if nothing."""
+    from gemma4_jax.sharding import slice_note
+
+    return slice_note(chosen.config.d_model, chosen.gathered_over) if topology.chip.torus else ""
 
 
 def mesh_text(workload: Workload) -> str:
@@ -359,6 +359,7 @@ def _plain(
         "param_dtype": asked.param_dtype,
         "assumptions": dataclasses.asdict(ASSUMED),
         "chosen": None,
+        "note": "" if chosen is None else _note(chosen, topology),
         "search": {
             "tried": found.tried,
             "fit": [

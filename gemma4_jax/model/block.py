@@ -21,6 +21,7 @@ from gemma4_jax.collectives import cut_tokens
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.attention import KeyValues, rotated_slice
+from gemma4_jax.model.cache_precision import SCALE, restored, with_scales
 from gemma4_jax.model.held import Held
 from gemma4_jax.model.layers import MLP, RMSNorm, constant, fan_in, gated_gelu, param, rms_normalize
 from gemma4_jax.model.layout import Run, Segment
@@ -139,11 +140,19 @@ class Attention(nn.Module):
         # Over more devices than it has heads, a cache has one for each.
         copies = entry["value"].shape[4] // value.shape[2]
         if copies > 1:
-            fresh = {n: jnp.repeat(fresh[n], copies, axis=2) for n in entry}
-        before = caching.read(entry, index) if ring and new > 1 else None
+            fresh = {n: jnp.repeat(leaf, copies, axis=2) for n, leaf in fresh.items()}
+        before = None
+        if ring and new > 1:
+            before = restored(caching.read(entry, index), self.dtype)
         table = None if ring else context.table
         written = self.parts.remember(
-            entry, fresh, index, context.length, context.count, self.layer, table
+            entry,
+            with_scales(fresh, entry),
+            index,
+            context.length,
+            context.count,
+            self.layer,
+            table,
         )
         if before is not None:
             # A chunk overwrites ring slots that its own first tokens still see: attend to the ring as it
@@ -155,7 +164,9 @@ class Attention(nn.Module):
             }
             return written, KeyValues(joined["value"], facts, joined["key"])
         length = context.length + context.count
-        return written, cached_keys(self.layer, written, index, key_scale, length, table)
+        return written, cached_keys(
+            self.layer, written, index, key_scale, length, table, self.dtype
+        )
 
 
 def cached_keys(
@@ -165,11 +176,15 @@ def cached_keys(
     key_scale: Array,
     length: Array,
     table: Array | None,
+    dtype: Any,
 ) -> KeyValues | Held:
-    """K/V as the cache holds them after `length` tokens: a ring's, or where a full layer's are."""
+    """K/V as the cache holds them after `length` tokens: a ring's, or where a full layer's are.
+
+    dtype: for what is kept in 8 bits.
+    """
     if layer.kind != SLIDING:
         return Held(entry, index, key_scale, length, layer, table)
-    ring = caching.read(entry, index)
+    ring = restored(caching.read(entry, index), dtype)
     facts = TokenFacts(caching.held_positions(length, ring["value"].shape[1], True))
     return KeyValues(ring["value"], facts, ring["key"])
 
@@ -347,7 +362,11 @@ def blank_lending(
         return KeyValues(zeros, context.facts, zeros, turning, jnp.zeros((head_dim,), jnp.float32))
     # A ring as it was, and the new tokens behind it.
     shape = (batch, caching.size(entry) + new, entry["value"].shape[4], head_dim)
-    ring = {name: jnp.zeros(shape, buffer.dtype) for name, buffer in entry.items()}
+    ring = {
+        name: jnp.zeros(shape, dtype if name + SCALE in entry else buffer.dtype)
+        for name, buffer in entry.items()
+        if not name.endswith(SCALE)
+    }
     index = jnp.zeros(shape[:2], jnp.int32)
     block = None if context.facts.block is None else index
     return KeyValues(ring["value"], TokenFacts(index, block=block), ring["key"])

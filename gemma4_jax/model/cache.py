@@ -25,6 +25,7 @@ from jaxtyping import Array, Int
 
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.errors import UserError, unknown
+from gemma4_jax.model.cache_precision import SCALE, SCALE_BYTES, is_scaled
 from gemma4_jax.model.layout import Run, segments
 from gemma4_jax.model.visibility import EMPTY
 
@@ -76,7 +77,8 @@ def init_cache(
 ) -> Cache:
     """Empty buffers for `batch` rows of up to `capacity` positions.
 
-    tensor: over how many devices heads are cut; a layer with fewer K/V heads keeps copies, one for each device.
+    dtype: of keys and values; those of 8 bits bring their scales (`cache_precision.py`). tensor: over how many
+    devices heads are cut; a layer with fewer K/V heads keeps copies, one for each device.
     pages: (G, S) of a pool for the full layers; the table, of as many pages as `capacity` needs, is then empty.
     slack: positions that rings hold beyond the window.
     Raises UserError for an encoder (bidirectional "all"), which cannot decode.
@@ -95,10 +97,14 @@ def init_cache(
         held = (batch, slots(layer, config, capacity) + slack * (layer.kind == SLIDING), heads)
         if pages is not None and layer.kind != SLIDING:
             held = (*pages, heads)
-        return {
+        buffers = {
             name: jnp.zeros((repeats, run.length, *held, width), dtype)
             for name, width in entry_widths(layer, compression).items()
         }
+        if is_scaled(dtype):
+            scale = jnp.zeros((repeats, run.length, *held, 1), jnp.float32)
+            buffers |= {name + SCALE: scale for name in list(buffers)}
+        return buffers
 
     entries = tuple(
         tuple(entry(run, segment.repeats) for run in segment.pattern)
@@ -134,10 +140,16 @@ def bytes_per_token(
 ) -> int:
     """Bytes one more position costs while every layer still grows (spec 7: compression "both")."""
     return sum(
-        layer.num_kv_heads * sum(entry_widths(layer, compression).values()) * itemsize
+        layer.num_kv_heads * head_bytes(layer, compression, itemsize)
         for layer in config.layers
         if layer.owns_kv
     )
+
+
+def head_bytes(layer: LayerConfig, compression: Compression, itemsize: int) -> int:
+    """Bytes kept per position and head of an owning layer; of 1 byte each with their scales."""
+    widths = entry_widths(layer, compression).values()
+    return sum(width * itemsize + SCALE_BYTES * (itemsize == 1) for width in widths)
 
 
 def held_positions(length: Int[Array, " B"], size: int, ring: bool) -> Int[Array, "B S"]:

@@ -141,7 +141,9 @@ def lend(config: ModelConfig, params: Params, cache: Cache) -> Lent:
         attention = params[f"segment_{at.segment}"][f"slot_{at.slot}"]["attention"]
         scale = attention["k_norm"]["scale"][at.index]
         entry = cache.entries[at.segment][at.slot]
-        lent[kind] = cached_keys(layer, entry, at.index, scale, cache.length, cache.table)
+        lent[kind] = cached_keys(
+            layer, entry, at.index, scale, cache.length, cache.table, scale.dtype
+        )
     return lent
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from gemma4_jax.config import LayerConfig, ModelConfig
 from gemma4_jax.model.attention import KeyValues, attend, rotated_slice
 from gemma4_jax.model.cache import Index, size
+from gemma4_jax.model.cache_precision import restored
 from gemma4_jax.model.rope import rotation
 from gemma4_jax.model.visibility import EMPTY, TokenFacts, visible
 
@@ -172,6 +173,7 @@ def _block_sums(
     A token that sees none of them has a largest score so small that nothing of it remains beside others.
     """
     heads = held.entry["value"].shape[4]
+    taken = restored(taken, q.dtype)
     rotated = taken.get("rotated")
     if "key" not in taken and rotated is None:
         by = rotation(position, held.layer.head_dim, held.layer.rope)

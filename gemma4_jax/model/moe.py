@@ -1,4 +1,4 @@
-"""Routed experts: dropless, float32 router, sorted grouped matmul (spec 4.8).
+"""Routed experts: float32 router, sorted grouped matmul, nothing dropped (spec 4.8).
 
 Letters: M tokens (B * T), D d_model, F expert width, E experts, A active experts per token.
 """
@@ -19,9 +19,19 @@ from gemma4_jax.model.weights import Weight, project_groups
 
 # (rows [M, D] sorted by expert, weights [E, D, F], group_sizes int32 [E]) -> [M, F]
 GroupedMatmul = Callable[[Array, Array, Array], Array]
-# (normed [B, T, D], weights [B, T, A], index [B, T, A], (gate, up, down), grouped matmul, dtype) -> [B, T, D]
+# (normed [B, T, D], weights [B, T, A], index [B, T, A], (gate, up, down), grouped matmul, dtype, real [B, T] or
+# None) -> [B, T, D], and how many (token, expert) pairs of real tokens were dropped, int32 []
 RoutedExperts = Callable[
-    [Array, Array, Array, tuple[Weight, Weight, Weight], GroupedMatmul, Any], Array
+    [
+        Array,
+        Array,
+        Array,
+        tuple[Weight, Weight, Weight],
+        GroupedMatmul,
+        Any,
+        Array | None,
+    ],
+    tuple[Array, Array],
 ]
 
 
@@ -96,8 +106,10 @@ def experts_of_tokens(
     matrices: tuple[Weight, Weight, Weight],
     grouped_matmul: GroupedMatmul,
     dtype: Any,
-) -> Float[Array, "B T D"]:
-    """`experts` on every device's own tokens, each with all matrices (gate, up, down)."""
+    real: Bool[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T D"], Int[Array, ""]]:
+    """`experts` on every device's own tokens, each with all matrices (gate, up, down); and 0: none dropped."""
+    del real
 
     def own(normed: Array, weights: Array, index: Array, *matrices: Weight) -> Array:
         rows, weights, index = (x.reshape(-1, x.shape[-1]) for x in (normed, weights, index))
@@ -106,7 +118,7 @@ def experts_of_tokens(
         return out.reshape(normed.shape)
 
     out: Array = over_tokens(own, (normed, weights, index), matrices)
-    return out
+    return out, jnp.zeros((), jnp.int32)
 
 
 def routing_sums(
@@ -114,10 +126,12 @@ def routing_sums(
     probabilities: Float[Array, "M E"],
     index: Int[Array, "M A"],
     real: Float[Array, " M"],
+    dropped: Int[Array, ""],
 ) -> dict[str, Array]:
     """What losses and logs ask of a layer's router, summed over real tokens, float32.
 
-    chosen [E]: how often each expert was; probabilities [E]; z []: squared log-normalisers; tokens [].
+    chosen [E]: how often each expert was; probabilities [E]; z []: squared log-normalisers; tokens []; dropped
+    []: (token, expert) pairs that no expert saw.
     """
     chosen = jnp.bincount(
         index.reshape(-1), weights=jnp.repeat(real, index.shape[-1]), length=logits.shape[-1]
@@ -128,6 +142,7 @@ def routing_sums(
         "probabilities": (probabilities * real[:, None]).sum(0),
         "z": (jnp.square(normalizers) * real).sum(),
         "tokens": real.sum(),
+        "dropped": dropped.astype(jnp.float32),
     }
 
 
@@ -148,7 +163,8 @@ class MoE(nn.Module):
     ) -> Float[Array, "B T D"]:
         """stream: the residual stream, which the router reads; normed: what the experts read.
 
-        real: False for padding, which `routing_sums` leave out.
+        real: False for padding, which `routing_sums` leave out, and which takes nobody's place where experts
+        have limits.
         """
         moe = self.config.moe
         assert moe is not None
@@ -179,13 +195,13 @@ class MoE(nn.Module):
         self.sow("intermediates", "router_probs", probabilities)
         self.sow("intermediates", "topk_weight", weights)
         self.sow("intermediates", "topk_index", index)
+        by_row, chosen = (x.reshape(*stream.shape[:2], -1) for x in (weights, index))
+        matrices = (gate, up, down)
+        out, dropped = self.routed_experts(
+            normed, by_row, chosen, matrices, self.grouped_matmul, self.dtype, real
+        )
         if self.is_mutable_collection("routing"):
             count = jnp.ones(rows.shape[0]) if real is None else real.reshape(-1)
-            sums = routing_sums(logits, probabilities, index, count.astype(jnp.float32))
+            sums = routing_sums(logits, probabilities, index, count.astype(jnp.float32), dropped)
             self.sow("routing", "sums", sums, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-
-        weights, index = (x.reshape(*stream.shape[:2], -1) for x in (weights, index))
-        matrices = (gate, up, down)
-        return self.routed_experts(
-            normed, weights, index, matrices, self.grouped_matmul, self.dtype
-        )
+        return out

@@ -302,7 +302,7 @@ class Transformer(nn.Module):
                 key_scale = slot["attention"]["k_norm"]["scale"][at.index]
                 entry = entries[at.segment][at.slot]
                 lent[layer.kind] = cached_keys(
-                    layer, entry, at.index, key_scale, length, cache.table
+                    layer, entry, at.index, key_scale, length, cache.table, self.dtype
                 )
         return lent
 

@@ -53,15 +53,15 @@ def visible(
     *,
     window: int | None = None,
     bidirectional: Literal["vision", "all"] | None = None,
-) -> Bool[Array, "B T S"]:
-    """True where a query token may attend to a key token.
+) -> Bool[Array, "*B T S"]:
+    """True where a query token may attend to a key token; facts are [B, T], or [T] of a part of one row.
 
     window: a sliding layer's W (the token itself and the W - 1 before it); None for a full layer.
     bidirectional "vision": tokens of one media block see each other on sliding layers, without a bound to
     the right (Hugging Face's rule; google-deepmind/gemma also asks key < query + W, which differs only for
     blocks longer than W). "all": encoder use, two-sided, sliding layers to |distance| <= W // 2 + 1.
     """
-    q, k = query.index[:, :, None], key.index[:, None, :]
+    q, k = query.index[..., :, None], key.index[..., None, :]
     if bidirectional == "all":
         allowed = k < EMPTY
         if window is not None:
@@ -70,12 +70,12 @@ def visible(
         allowed = k <= q
         if window is not None:
             if bidirectional == "vision" and query.block is not None and key.block is not None:
-                mine = query.block[:, :, None]
-                allowed |= (mine == key.block[:, None, :]) & (mine >= 0) & (k < EMPTY)
+                mine = query.block[..., :, None]
+                allowed |= (mine == key.block[..., None, :]) & (mine >= 0) & (k < EMPTY)
             allowed &= k > q - window
     if query.segment is not None and key.segment is not None:
-        allowed &= query.segment[:, :, None] == key.segment[:, None, :]
+        allowed &= query.segment[..., :, None] == key.segment[..., None, :]
     if query.branch is not None and key.branch is not None:
-        theirs = key.branch[:, None, :]
-        allowed &= (theirs == 0) | (query.branch[:, :, None] == theirs)
+        theirs = key.branch[..., None, :]
+        allowed &= (theirs == 0) | (query.branch[..., :, None] == theirs)
     return allowed

@@ -1,16 +1,16 @@
 """Routed experts where the mesh cuts them: tokens travel to the devices that hold their experts, and back.
 
-`dispatch_experts` equals `model.moe.experts_of_tokens`. Experts are cut over the axis `expert`, which cuts rows
+`dispatch` equals `model.moe.experts_of_tokens`. Experts are cut over the axis `expert`, which cuts rows
 of the batch too, and their width F over `tensor`. Each device sorts its (token, expert) pairs by expert, so by
 the part that holds the expert; rows are exchanged, multiplied in runs of one expert, and return the same way.
 
 What a part can send to another in one turn is a lane of C rows: shapes are static, and a buffer for the worst
 routing (all tokens to one part) would be P / capacity_factor times as large. So C is `capacity_factor` times
 an even share, and what does not fit goes in further turns, as many as the fullest lane of the mesh needs:
-nothing is dropped, and memory is bounded. The first turn is straight code, which a compiler may schedule beside
-the dense MLP (libtpu 0.0.42 does not, of its own accord); the others are a loop that is rarely entered. A
-loop of unknown length has no gradient of its own: it is written out, and computes those turns again instead of
-keeping all their activations.
+nothing is dropped, and memory is bounded. With `drop` there are none, and what does not fit is dropped. The
+first turn is straight code, which a compiler may schedule beside the dense MLP (libtpu 0.0.42 does not, of its
+own accord); the others are a loop that is rarely entered. A loop of unknown length has no gradient of its own:
+it is written out, and computes those turns again instead of keeping all their activations.
 
 Over `tensor` every peer sends whole rows and gets partial results back, which are summed once per token, after
 its A results were. With 2 peers, N D + M D numbers move on the way back so; summing the results where they
@@ -32,11 +32,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gemma4_jax.collectives import mesh_over, spec_of_tokens
 from gemma4_jax.model.layers import gated_gelu
-from gemma4_jax.model.moe import GroupedMatmul, experts_of_tokens
+from gemma4_jax.model.moe import GroupedMatmul, RoutedExperts, experts_of_tokens
 from gemma4_jax.model.weights import Adapted, Stacked, Weight, project_groups
 from gemma4_jax.parallel.expert_exchange import (
     EXPERT,
@@ -59,18 +59,6 @@ _WIDE, _NARROW = ("experts", None, "expert_mlp"), ("experts", "expert_mlp", None
 Matrices = tuple[Weight, Weight, Weight]
 
 
-def dispatch_experts(
-    normed: Float[Array, "B T D"],
-    weights: Float[Array, "B T A"],
-    index: Int[Array, "B T A"],
-    matrices: tuple[Weight, Weight, Weight],
-    grouped_matmul: GroupedMatmul,
-    dtype: Any,
-) -> Float[Array, "B T D"]:
-    """`experts_of_tokens`, without gathering experts over `expert` or `tensor`; nothing is dropped."""
-    return dispatch(normed, weights, index, matrices, grouped_matmul, dtype)[0]
-
-
 def dispatch(
     normed: Float[Array, "B T D"],
     weights: Float[Array, "B T A"],
@@ -78,27 +66,32 @@ def dispatch(
     matrices: tuple[Weight, Weight, Weight],
     grouped_matmul: GroupedMatmul,
     dtype: Any,
+    real: Bool[Array, "B T"] | None = None,
     *,
     exchange: Exchange | None = None,
     capacity_factor: float = CAPACITY_FACTOR,
     drop: bool = False,
 ) -> tuple[Float[Array, "B T D"], Int[Array, ""]]:
-    """The experts' output, and how many (token, expert) pairs of the batch were dropped.
+    """`experts_of_tokens`, without gathering experts over `expert` or `tensor`.
 
     grouped_matmul: as `lax.ragged_dot`; here the groups may end before the rows do.
-    exchange: by default what the platform has. capacity_factor: rows of a lane, over an even share.
-    drop: one turn only. Of a lane, the pairs that come last by (expert, token) then contribute 0.
+    exchange: by default what the platform has. capacity_factor: rows of a lane, over an even share of a
+    device's tokens, padding included. drop: one turn only. Of a lane, the pairs that come last by (expert,
+    token) then contribute 0; those of padding (`real` False) all do, take no room, and are not counted.
     """
     mesh = mesh_over(normed.shape)
     if mesh is None or mesh.shape[EXPERT] == mesh.shape[_TENSOR] == 1:
-        out = experts_of_tokens(normed, weights, index, matrices, grouped_matmul, dtype)
-        return out, jnp.zeros((), jnp.int32)
+        return experts_of_tokens(normed, weights, index, matrices, grouped_matmul, dtype)
     experts, parts = matrices[0].shape[0], mesh.shape[EXPERT]
     cuts = tuple(
         _cut(weight, names, mesh)
         for weight, names in zip(matrices, (_WIDE, _WIDE, _NARROW), strict=True)
     )
     cut = spec_of_tokens(normed.shape, mesh)
+    if drop and parts > 1 and real is not None:
+        index = jnp.where(
+            real[..., None], index, experts
+        )  # no expert's: the last rows, which stay here
     ways = WAYS[exchange or ("padded" if platform() == "cpu" else "ragged")]
 
     def own(
@@ -145,6 +138,12 @@ def dispatch(
     )
     found: tuple[Array, Array] = mapped(normed, weights, index, *matrices)
     return found
+
+
+@functools.cache  # one object for a factor: compiled programs are found by it
+def dispatch_within(capacity_factor: float) -> RoutedExperts:
+    """`dispatch` that drops what does not fit lanes of that size."""
+    return functools.partial(dispatch, drop=True, capacity_factor=capacity_factor)
 
 
 def _turn(

@@ -1,4 +1,9 @@
-"""Which implementation of a part runs on which platform. Every choice equals its reference by test."""
+"""Which implementation of a part runs on which platform. Every choice equals its reference by test.
+
+A choice that no device has confirmed is not the default: on GPU our Triton kernels, interpreted on CPU and compiled
+for H100 but never run, take the place of XLA's products only where a run asks for them (`model.gpu_kernels`).
+`python -m benchmarks.kernels` on a GPU says whether they are right there, and faster.
+"""
 
 import functools
 
@@ -10,24 +15,33 @@ from gemma4_jax.model.parts import Attend
 from gemma4_jax.parallel.grouped_matmul import blocked_grouped_matmul
 from gemma4_jax.parallel.sequence_attention import sequence_attend
 from gemma4_jax.parallel.splash import splash_attend
+from gemma4_jax.parallel.triton_attention import triton_attend
+from gemma4_jax.parallel.triton_grouped import triton_grouped_matmul
 
 
-def grouped_matmul_for(platform: str) -> GroupedMatmul:
-    """The experts' product: XLA's own on TPU and GPU, blocked on CPU (where XLA's is dense)."""
-    return blocked_grouped_matmul if platform == "cpu" else jax.lax.ragged_dot
+def grouped_matmul_for(platform: str, gpu_kernels: bool = False) -> GroupedMatmul:
+    """The experts' product: XLA's own on TPU; in blocks of rows elsewhere, where XLA's is dense, or by our kernel."""
+    if platform == "tpu":
+        return jax.lax.ragged_dot
+    return triton_grouped_matmul if platform == "gpu" and gpu_kernels else blocked_grouped_matmul
 
 
-@functools.cache  # one object for a platform: compiled programs are found by it
-def attend_for(platform: str) -> Attend:
-    """Attention in training: splash on TPU, XLA's elsewhere; where a mesh cuts tokens, that of tiles."""
-    alone = splash_attend if platform == "tpu" else attention.attend
+@functools.cache  # one object for a choice: compiled programs are found by it
+def attend_for(platform: str, gpu_kernels: bool = False) -> Attend:
+    """Attention in training: splash on TPU, on GPU ours if asked for, XLA's elsewhere; where a mesh cuts tokens,
+    that of tiles."""
+    alone: Attend = splash_attend if platform == "tpu" else attention.attend
+    if platform == "gpu" and gpu_kernels:
+        alone = triton_attend
     return functools.partial(sequence_attend, alone=alone)
 
 
-def describe(platform: str) -> str:
+def describe(platform: str, gpu_kernels: bool = False) -> str:
     """What runs where, in one line."""
-    attend = {
-        "tpu": "splash kernel (XLA for images, shared prompts and rows beyond 16384 tokens)"
-    }.get(platform, "XLA, blocked by windows and chunks of queries")
-    experts = "blocks of rows" if platform == "cpu" else "XLA ragged_dot"
+    attend, experts = "XLA, blocked by windows and chunks of queries", "blocks of rows"
+    if platform == "tpu":
+        attend = "splash kernel (XLA for images, shared prompts and rows beyond 16384 tokens)"
+        experts = "XLA ragged_dot"
+    elif platform == "gpu" and gpu_kernels:
+        attend = experts = "our Triton kernel"
     return f"attention: {attend}; experts: {experts}"

@@ -18,7 +18,7 @@ from typing import Any
 from gemma4_jax.chips import CHIPS, Chip
 from gemma4_jax.config import SLIDING, LayerConfig, ModelConfig
 from gemma4_jax.errors import UserError, unknown
-from gemma4_jax.model.cache import COMPRESSIONS, Compression, bytes_per_token, entry_widths, slots
+from gemma4_jax.model.cache import COMPRESSIONS, Compression, bytes_per_token, head_bytes, slots
 
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # float32 parameters and gradients, and AdamW's two moments (train/optim.py).
@@ -202,6 +202,7 @@ class Plan:
     """Everything above for one model, context, batch and dtype. All memory in bytes.
 
     cache_per_token: by compression, while every layer still grows. caches: by compression, then context.
+    caches_int8: the smallest compression in 8 bits, by context.
     """
 
     config: ModelConfig
@@ -216,6 +217,7 @@ class Plan:
     training: dict[str, int]
     cache_per_token: dict[Compression, int]
     caches: dict[Compression, dict[int, int]]
+    caches_int8: dict[int, int]
     decode_limits: dict[str, DecodeLimit]
     train_limits: dict[str, TrainLimit]
 
@@ -273,6 +275,7 @@ def make_plan(
             c: {tokens: cache_bytes(config, tokens, dtype, c) for tokens in shown}
             for c in COMPRESSIONS
         },
+        caches_int8={tokens: cache_bytes(config, tokens, "int8", "value") for tokens in shown},
         decode_limits={
             name: decode_limit(config, chip, context, batch, dtype) for name, chip in CHIPS.items()
         },
@@ -304,8 +307,9 @@ def _flops(config: ModelConfig, keys: dict[LayerConfig, float]) -> Flops:
 def _layer_cache(
     config: ModelConfig, layer: LayerConfig, context: int, dtype: str, compression: Compression
 ) -> int:
-    numbers = layer.num_kv_heads * sum(entry_widths(layer, compression).values())
-    return slots(layer, config, context) * numbers * item_size(dtype)
+    size = 1 if dtype == "int8" else item_size(dtype)
+    bytes_here = layer.num_kv_heads * head_bytes(layer, compression, size)
+    return slots(layer, config, context) * bytes_here
 
 
 def _cache_reads(config: ModelConfig, context: int, dtype: str, compression: Compression) -> int:

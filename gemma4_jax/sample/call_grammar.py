@@ -24,7 +24,7 @@ from gemma4_jax.text.tools import write_value
 _NAME = re.compile(r"[^\s{}()\[\]<>\"',:]+")
 _BARE_KEY = re.compile(r"[\w.$-]+")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_REFUSED = ("patternProperties", "minProperties", "maxProperties", "prefixItems")
+_DEMANDS = ("type", "properties", "items", "required", "prefixItems", *_BOUNDS)
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 # What values of any schema are made of. `any` is reached by what a schema leaves open.
 _COMMON = r"""
@@ -104,9 +104,8 @@ class _Rules:
             return "any"
         if schema is False:
             raise self._refusal(path, "nothing satisfies false")
-        for keyword in _REFUSED:
-            if keyword in schema:
-                raise self._refusal(path, f"{keyword!r} has no form in the call syntax")
+        if "patternProperties" in schema:
+            raise self._refusal(path, "'patternProperties' has no form in the call syntax")
         if "$ref" in schema:
             return self._reference(schema["$ref"], path)
         if "const" in schema:
@@ -140,8 +139,10 @@ class _Rules:
         return self._references[ref]
 
     def _combined(self, schema: Mapping[str, Any], keyword: str, path: str) -> str:
-        demands = {"type", "properties", "items", "required", *_BOUNDS} & set(schema)
+        demands = set(_DEMANDS) & set(schema)
         options = schema[keyword]
+        if keyword == "allOf":  # titles and the like demand nothing
+            options = [o for o in options if not isinstance(o, Mapping) or _demanding(o)] or [True]
         if demands:
             raise self._refusal(path, f"{keyword!r} beside {sorted(demands)[0]!r}; put both inside")
         if keyword == "allOf" and len(options) != 1:
@@ -202,21 +203,37 @@ class _Rules:
             raise self._refusal(path, f"minItems {least} is more than maxItems {most}")
         if most == 0:
             return self._rule('"[" "]"')
+        if listed := schema.get("prefixItems"):
+            if not least <= len(listed) <= (len(listed) if most is None else most):
+                raise self._refusal(path, f"{len(listed)} prefixItems must be all that is written")
+            each = [self._value(one, f"{path}/prefixItems/{i}") for i, one in enumerate(listed)]
+            body = ' "," '.join(each)
+            return self._rule(f'"[" {body} "]"')
         item = self._value(schema.get("items", True), f"{path}/items")
-        more = f"{max(least, 1) - 1},{'' if most is None else most - 1}"
-        some = f'{item} ("," {item}){{{more}}}'
+        some = self._repeated(item, max(least, 1), most)
         return self._rule(f'"[" {some} "]"' if least else f'"[" ({some})? "]"')
 
+    def _repeated(self, item: str, least: int, most: int | None) -> str:
+        """`item` at least once, with commas between."""
+        if most == 1:
+            return item
+        return f'{item} ("," {item}){{{least - 1},{"" if most is None else most - 1}}}'
+
     def _object(self, schema: Mapping[str, Any], path: str) -> str:
+        least, most = schema.get("minProperties", 0), schema.get("maxProperties")
+        if least > len(schema.get("required", [])):
+            raise self._refusal(path, f"minProperties {least}: list the names in required")
+        if most is not None and most < len(schema.get("properties", {})):
+            raise self._refusal(path, f"maxProperties {most} is less than there are properties")
         if schema.get("properties"):
             return self._rule(f'"{{" {self._fields(schema, path)} "}}"')
         if schema.get("required"):
             raise self._refusal(path, "'required' names no property; list them in properties")
         others = schema.get("additionalProperties", True)
-        if others is False:
+        if others is False or most == 0:
             return self._rule('"{" "}"')
         pair = f'KEY ":" {self._value(others, f"{path}/additionalProperties")}'
-        return self._rule(f'"{{" ({pair} ("," {pair})*)? "}}"')
+        return self._rule(f'"{{" ({self._repeated(pair, 1, most)})? "}}"')
 
     def _fields(self, schema: Mapping[str, Any], path: str) -> str:
         """The declared properties in the format's order, those that are not required at will."""
@@ -279,6 +296,11 @@ def _lowered(schema: Any) -> Any:
         key: value.lower() if key == "type" and isinstance(value, str) else _lowered(value)
         for key, value in schema.items()
     }
+
+
+def _demanding(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema says more than what it is for."""
+    return bool(set(schema) - {"title", "description", "default", "examples", "deprecated"})
 
 
 def _disjoint(options: Sequence[Any]) -> bool:

@@ -23,10 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from gemma4_jax.build import Model, dtype_named
+from gemma4_jax.build import DTYPES, Model
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, NO_PAGE, Compression
+from gemma4_jax.model.cache_precision import held_dtype
 from gemma4_jax.sample import engine_programs as programs
 from gemma4_jax.sample.buckets import power_of_two
 from gemma4_jax.sample.drafters import Drafter, Drafts, History, Target
@@ -39,7 +41,7 @@ from gemma4_jax.sample.requests import Options
 from gemma4_jax.sample.row import Completion, Row, Token, blocked_ids, rows_for
 from gemma4_jax.sample.sampling import CANDIDATES, Filters
 from gemma4_jax.sample.stream import Event, Stream
-from gemma4_jax.sharding import mesh_of
+from gemma4_jax.sharding import TOKENS, mesh_of, over, rows_over
 
 # Ids that may end a row; every program has room for so many.
 STOP_IDS = 16
@@ -65,8 +67,28 @@ class _Task:
         return self.tokens[len(self.row.request.prompt) :]
 
 
+def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
+    """The mesh of a model, if an engine can run over it."""
+    if mesh is None:
+        return None
+    if rows_over(mesh) > 1:
+        raise UserError(
+            f"an engine runs over tensor and seq, and this mesh cuts rows in {rows_over(mesh)} parts "
+            "(data, fsdp, expert); run an engine for each part, or use Sampler"
+        )
+    if page_size % mesh.shape[TOKENS]:
+        raise UserError(
+            f"page_size {page_size} does not divide over {mesh.shape[TOKENS]} devices of seq"
+        )
+    return mesh
+
+
 class Engine:
     """Runs many requests on one model.
+
+    Where the model's parameters lie over a mesh, so do its pages and rings: heads over `tensor`, the positions
+    of every page over `seq`.
+
 
     max_slots: most requests that decode together. max_tokens: positions that all of them may hold together in
     full layers. max_context: most positions of one request, by default the model's, or max_tokens if that is
@@ -106,8 +128,7 @@ class Engine:
                 raise UserError(f"{name} must be a power of two, got {value}")
         if cache_compression not in COMPRESSIONS:
             raise unknown("cache compression", cache_compression, COMPRESSIONS)
-        if mesh_of(model.params) is not None:
-            raise UserError("the engine runs on one device; over a mesh use Sampler")
+        self._mesh = _usable(mesh_of(model.params), page_size)
         config = model.config
         max_tokens -= max_tokens % page_size
         largest = min(config.max_position, max_tokens)
@@ -119,7 +140,7 @@ class Engine:
             )
         self.model = model
         self._params = jax.tree.map(jnp.asarray, model.params)
-        self._max_slots, self._drafter = max_slots, drafter
+        self.max_slots, self._drafter = max_slots, drafter
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         self._steps = steps if drafter is None else 1
         drafts = 0 if drafter is None else drafter.lengths[-1]
@@ -128,18 +149,21 @@ class Engine:
         self._blocked = jnp.asarray(blocked_ids(model))
         self.pages = Pages(max_tokens // page_size, page_size, snapshots)
 
-        layout = dtype_named(cache_dtype or model.module.dtype), cache_compression
-        self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
+        layout = held_dtype(cache_dtype or model.module.dtype, DTYPES), cache_compression
+        with over(self._mesh):
+            self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
 
-        def rings(rows: int) -> Any:
-            return programs.empty_rings(config, rows, self.max_context, page_size, *layout, drafts)
+            def rings(rows: int) -> Any:
+                return programs.empty_rings(
+                    config, rows, self.max_context, page_size, *layout, drafts
+                )
 
-        self._reading_rings = rings(max(rows for rows, _ in self._sizes))
-        self._saved = rings(snapshots)
-        hidden = None
-        if drafter is not None and drafter.reads_hidden:
-            hidden = config.d_model, model.module.dtype
-        self._state = programs.empty_rows(rings(1), 1, hidden)
+            self._reading_rings = rings(max(rows for rows, _ in self._sizes))
+            self._saved = rings(snapshots)
+            hidden = None
+            if drafter is not None and drafter.reads_hidden:
+                hidden = config.d_model, model.module.dtype
+            self._state = programs.empty_rows(rings(1), 1, hidden)
         self._width = -(-self.max_context // page_size)
         self._waiting: deque[_Task] = deque()
         self._reading: list[_Task | None] = [None] * max(rows for rows, _ in self._sizes)
@@ -149,12 +173,15 @@ class Engine:
 
     # Requests
 
-    def submit(self, prompt: Prompt, **options: Any) -> Stream:
-        """Put one prompt in line; options are those of `Sampler.generate`, one value each.
+    def submit(self, prompt: Prompt, *, row: int = 0, **options: Any) -> Stream:
+        """Put one prompt in line; options are fields of `requests.Options`, one value each.
 
-        Raises UserError for what could never run; other requests go on.
+        row: tells apart what requests with the same seed draw. Raises UserError for what could never run; other
+        requests go on.
         """
-        return self._enqueue(rows_for(self.model, [prompt], Options(**options)))[0]
+        (one,) = rows_for(self.model, [prompt], Options(**options))
+        one.request = dataclasses.replace(one.request, index=row, row=one.request.row or row)
+        return self._enqueue([one])[0]
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
         """Completions in the prompts' order; options as for `Sampler.generate`, which gives the same."""
@@ -177,7 +204,7 @@ class Engine:
                     never = tuple((i, -math.inf) for i in row.forbidden)
                     bias = (*row.request.bias, *never)
                     row.request = dataclasses.replace(row.request, bias=bias)
-                stream = Stream(self.advance, self.cancel)
+                stream = Stream(self.advance, self.cancel, row.request.prompt)
                 prompt = list(row.request.prompt)
                 task = _Task(row, self._submitted, prompt, stream, History(prompt))
                 self._waiting.append(task)
@@ -198,7 +225,7 @@ class Engine:
 
     def cancel(self, stream: Stream) -> None:
         """End a request; what it has got so far stays."""
-        with self._lock:
+        with self._lock, over(self._mesh):
             for task in [*self._waiting, *self._active()]:
                 if task.stream is stream:
                     self._end(task, "cancelled")
@@ -219,7 +246,7 @@ class Engine:
 
     def step(self) -> None:
         """Admit what fits, read one chunk of prompts, and decode a few tokens of every row."""
-        with self._lock:
+        with self._lock, over(self._mesh):
             self._admit()
             self._read_prompts()
             self._decode()
@@ -232,7 +259,7 @@ class Engine:
 
     def _admit(self) -> None:
         held_back = []
-        while self._waiting and None in self._reading and len(self._active()) < self._max_slots:
+        while self._waiting and None in self._reading and len(self._active()) < self.max_slots:
             task = self._waiting.popleft()
             if self._prompt_is_being_read(task):
                 held_back.append(task)
@@ -385,7 +412,8 @@ class Engine:
         keep = np.array([task is not None for task in self._slots])
         model, stop_ids = self.model.module, self._stop_ids(self._slots)
         drafts = None
-        if any(task.row.matcher is not None for task in tasks):
+        watchers = [task.row.matcher for task in tasks if task.row.matcher is not None]
+        if not all(watcher.free(self._ahead) for watcher in watchers):
             # One token, and the host says which may come while the device computes what would.
             self._pool, self._state, hidden = programs.advance_rows(
                 model, self._params, self._pool, self._state, table, keep
@@ -567,13 +595,13 @@ class Engine:
         Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at
         most 64 bring programs of their own.
         """
-        with self._lock:
+        with self._lock, over(self._mesh):
             if not self.idle:
                 raise UserError("warm up an engine before requests are submitted to it")
             filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
             self._warm_prompts(filters)
             rows = 1
-            while rows <= self._max_slots:
+            while rows <= self.max_slots:
                 self._resize(rows, list(range(min(rows, len(self._slots)))))
                 self._warm_rows(filters)
                 rows *= 2

@@ -25,6 +25,8 @@ _JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
 }
+# What the library says where it can neither go on nor end.
+_DEAD_ENDS = ("NoExtension", "NoExtensionBias", "no reason given")
 _NAMES = {"json": "schema", "regex": "regex", "lark": "grammar"}
 
 
@@ -47,8 +49,12 @@ def _compiled(constraint: Constraint, tokenizer: Tokenizer) -> Any:
     found = library.LLMatcher(_vocabulary(tokenizer), compiled, log_level=0, limits=limits)
     if found.is_error():
         raise UserError(f"{_described(constraint)}: {complaint(found)}")
-    if found.is_stopped() and not found.is_accepting():
-        raise UserError(f"{_described(constraint)}: nothing satisfies it")
+    probe = found.deep_copy()
+    probe.compute_bitmask()  # stops where no token can begin what is described
+    if probe.is_stopped() and not probe.is_accepting():
+        why = complaint(probe)
+        why = "nothing satisfies it" if why in _DEAD_ENDS else why
+        raise UserError(f"{_described(constraint)}: {why}")
     return found
 
 

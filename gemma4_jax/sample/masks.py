@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from gemma4_jax.errors import UserError
-from gemma4_jax.sample.matcher import Matcher
+from gemma4_jax.sample.row import Watcher
 
 _MOST_THREADS = 16
 
@@ -25,7 +25,7 @@ class BatchMasks:
     rows: B, padding included. vocab_size: of the model.
     """
 
-    def __init__(self, matchers: Sequence[Matcher | None], rows: int, vocab_size: int) -> None:
+    def __init__(self, matchers: Sequence[Watcher | None], rows: int, vocab_size: int) -> None:
         self._matchers = [*matchers, *[None] * (rows - len(matchers))]
         self._words = -(-vocab_size // 32)
 
@@ -59,7 +59,7 @@ class BatchMasks:
 
 
 def masks_of(
-    matchers: Sequence[Matcher | None], vocab_size: int
+    matchers: Sequence[Watcher | None], vocab_size: int
 ) -> tuple[Int32[np.ndarray, "B W"], dict[int, UserError]]:
     """What each row may choose next, and what is wrong with those that may choose nothing.
 

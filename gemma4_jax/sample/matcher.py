@@ -74,26 +74,29 @@ class Matcher:
         """Whether a stop id has ended it."""
         return self.phase is Phase.FINISHED
 
+    def free(self, steps: int) -> bool:
+        """Whether the next so many tokens may be anything: `mask` has a say in each."""
+        return False
+
     def mask(self) -> Int32[np.ndarray, " W"]:
-        """The ids that may come next: bit i % 32 of word i // 32 for id i.
+        """The ids that may come next: bit i % 32 of word i // 32 for id i. None once finished.
 
         Raises UserError where nothing may: the grammar's fault, or that of a limit of its parser.
         """
         if self.phase is Phase.THOUGHT:
             return self._free()
         words = np.zeros(self._words, np.int32)
-        if not self.finished:
-            if self._grammar.is_stopped():
-                self._check()
-            else:
-                found = np.frombuffer(self._grammar.compute_bitmask(), np.int32)
-                self._check()
-                size = min(self._words, len(found))
-                words[:size] = found[:size]
-            for i in (self._eos, *self._ends):
-                _set(words, i, self._grammar.is_accepting() and i in self._ends)
-            if self.phase is Phase.UNOPENED and self._open is not None:
-                _set(words, self._open, True)
+        if self.finished:
+            return words
+        if not self._grammar.is_stopped():
+            found = np.frombuffer(self._grammar.compute_bitmask(), np.int32)
+            size = min(self._words, len(found))
+            words[:size] = found[:size]
+        self._check()
+        for i in (self._eos, *self._ends):
+            _set(words, i, self._grammar.is_accepting() and i in self._ends)
+        if self.phase is Phase.UNOPENED and self._open is not None:
+            _set(words, self._open, True)
         if not words.any():
             raise UserError("the constraint allows no further token and may not end here")
         return words
@@ -199,10 +202,7 @@ def compile_constraint(
     if not ends:
         raise UserError(f"the only stop id is {waits}, which ends tool calls alone; add <turn|>")
     grammar = guidance.matcher(constraint, tokenizer)
-    found = Matcher(grammar, tokenizer, vocab_size, ends, start)
-    if found.phase is Phase.ANSWER:
-        found.mask()
-    return found
+    return Matcher(grammar, tokenizer, vocab_size, ends, start)
 
 
 def _set(words: np.ndarray, i: int, on: bool) -> None:

@@ -23,10 +23,9 @@ from gemma4_jax.model.layout import segments
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import buckets, decode
 from gemma4_jax.sample.masks import BatchMasks
-from gemma4_jax.sample.matcher import Matcher
 from gemma4_jax.sample.penalties import penalties_of
 from gemma4_jax.sample.requests import Request
-from gemma4_jax.sample.row import Token
+from gemma4_jax.sample.row import Token, Watcher
 from gemma4_jax.sample.sampling import Filters, Settings, filters_for, row_keys
 from gemma4_jax.sharding import TOKENS, AnyMesh, batch_spec, current_mesh, over, rows_over, spec
 
@@ -148,7 +147,7 @@ def run(
     plan: Plan,
     requests: Sequence[Request],
     steps: int,
-    matchers: Sequence[Matcher | None] = (),
+    matchers: Sequence[Watcher | None] = (),
 ) -> Generator[Dispatch, np.ndarray | None, None]:
     """Tokens of a batch, a dispatch at a time, until every row is done.
 

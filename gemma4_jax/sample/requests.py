@@ -42,6 +42,7 @@ class Options:
     ignore_eos: no id ends a text; stop strings and max_new_tokens still do.
     stop: strings that end a text and are not part of it.
     stop_ids: ids that end a text, instead of those of the tokenizer and the configuration.
+    thinking_budget: most tokens of thoughts; then the thought is closed and the answer begins.
     enable_thinking, tools: for message lists. tool_choice: auto, none, required or a tool's name
       (`tool_choice.py`); required and a name constrain the output to calls.
     constraint: what an output must look like (`constraints.py`), one for all prompts, or one or None for
@@ -66,6 +67,7 @@ class Options:
     stop: str | Sequence[str] = ()
     stop_ids: Sequence[int] | None = None
     enable_thinking: bool = False
+    thinking_budget: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     tool_choice: ToolChoice = "auto"
     constraint: Constraint | Sequence[Constraint | None] | None = None

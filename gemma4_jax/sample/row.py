@@ -15,8 +15,12 @@ from gemma4_jax.sample.matcher import Matcher, compile_constraint
 from gemma4_jax.sample.prompts import Prompt, encode
 from gemma4_jax.sample.requests import Options, Request, requests
 from gemma4_jax.sample.stopping import RowText
+from gemma4_jax.sample.thinking import ThinkingBudget
 from gemma4_jax.sample.tool_choice import constraint_of, forbidden_ids
 from gemma4_jax.text.token_parse import start_of
+
+# Of a constraint, or of a bound on thinking.
+Watcher = Matcher | ThinkingBudget
 
 
 class Token(NamedTuple):
@@ -53,7 +57,7 @@ class Row:
     request: Request
     text: RowText
     stop_ids: tuple[int, ...]
-    matcher: Matcher | None = None  # of its constraint
+    matcher: Watcher | None = None  # says which ids may come next
     forbidden: tuple[int, ...] = ()  # ids that this request must not choose
     chosen: list[Token] = field(default_factory=list)
     finish_reason: str = ""
@@ -109,7 +113,7 @@ def rows_for(model: Model, prompts: Sequence[Prompt], options: Options) -> list[
     stop_ids = _stop_ids(model, options)
     encoded = [encode(model, prompt, options) for prompt in prompts]
     asked = requests(model.config, encoded, options)
-    matchers = _matchers(model, options, encoded, stop_ids)
+    matchers = _budgets(model, options, encoded, _matchers(model, options, encoded, stop_ids))
     forbidden: tuple[int, ...] = ()
     if model.tokenizer is not None:
         forbidden = tuple(forbidden_ids(options.tool_choice, model.tokenizer))
@@ -143,6 +147,33 @@ def _matchers(
             start=start_of(tokenizer, prompt),
         )
         for prompt, given in zip(prompts, wanted, strict=True)
+    ]
+
+
+def _budgets(
+    model: Model,
+    options: Options,
+    prompts: Sequence[list[int]],
+    inner: Sequence[Matcher | None],
+) -> Sequence[Watcher | None]:
+    """The matchers, inside bounds on thinking if there are any."""
+    budget = options.thinking_budget
+    if budget is None:
+        return inner
+    if not isinstance(budget, int) or budget < 0:
+        raise UserError(f"thinking_budget must be a whole number from 0, got {budget!r}")
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise UserError("this model has no tokenizer: leave thinking_budget out")
+    return [
+        ThinkingBudget(
+            tokenizer,
+            budget,
+            vocab_size=model.config.vocab_size,
+            start=start_of(tokenizer, prompt),
+            inner=matcher,
+        )
+        for prompt, matcher in zip(prompts, inner, strict=True)
     ]
 
 

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gemma4_jax.build import Model, dtype_named
+from gemma4_jax.build import DTYPES, Model
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
+from gemma4_jax.model.cache_precision import held_dtype
 from gemma4_jax.sample import programs
 from gemma4_jax.sample.prompts import Prompt, as_list
-from gemma4_jax.sample.requests import Options
+from gemma4_jax.sample.requests import Options, Whole
 from gemma4_jax.sample.row import Completion, Row, blocked_ids, rows_for
 from gemma4_jax.sharding import mesh_of
 
@@ -74,7 +75,7 @@ class Sampler:
         self._params = jax.tree.map(jnp.asarray, model.params)
         self._mesh = mesh_of(self._params)
         self.cache_compression = cache_compression
-        self._cache_dtype = dtype_named(cache_dtype or model.module.dtype)
+        self._cache_dtype = held_dtype(cache_dtype or model.module.dtype, DTYPES)
         self._prefill_chunk = prefill_chunk
         self._max_batch = max_batch
         self._blocked = self._placed(blocked_ids(model))
@@ -82,6 +83,7 @@ class Sampler:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
+        max_new_tokens: Whole = 64,
         *,
         on_text: Callable[[int, str], object] | None = None,
         **options: Any,
@@ -92,12 +94,12 @@ class Sampler:
           prompts: raw text (control tokens count, `<bos>` is put first if missing), message lists (go
             through the chat format) or token ids (go in as they are): one of these, or a list of them.
           on_text: called with a prompt's index and each new piece of its text.
-          options: fields of `requests.Options`.
+          max_new_tokens, options: fields of `requests.Options`.
 
         Raises:
           UserError: bad input, or a model whose numbers are not finite.
         """
-        asked = Options(**options)
+        asked = Options(max_new_tokens=max_new_tokens, **options)
         rows, plan = self._prepare(as_list(prompts), asked)
         host_decides = bool(asked.stop_strings) or on_text is not None
         steps = _STEPS_BETWEEN_LOOKS if host_decides else programs.DISPATCH_STEPS

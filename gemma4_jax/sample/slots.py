@@ -24,14 +24,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from gemma4_jax.collectives import on_every_device
 from gemma4_jax.config import SLIDING, ModelConfig
-from gemma4_jax.model.cache import Cache, Compression, init_cache
+from gemma4_jax.model.cache import Cache, Compression, entry_axes, init_cache
 from gemma4_jax.model.layout import segments
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import decode
 from gemma4_jax.sample.decode import Chosen, DecodeState, Params, PrefillState
 from gemma4_jax.sample.penalties import no_penalties
 from gemma4_jax.sample.sampling import Filters, Settings, neutral_settings
+from gemma4_jax.sharding import current_mesh, spec
 
 # Entries of a cache by [segment][slot], of full layers or of sliding ones alone; None for the others.
 Pool = Any
@@ -61,8 +63,9 @@ def empty_pool(
     compression: Compression,
 ) -> Pool:
     """pages: how many, and positions of each."""
-    entries = init_cache(config, 0, pages[1], dtype, compression, pages=pages).entries
-    return _split(config, entries)[0]
+    tensor = _devices_of_heads()
+    cache = init_cache(config, 0, pages[1], dtype, compression, tensor, pages=pages)
+    return _placed(config, _split(config, cache.entries)[0])
 
 
 def empty_rings(
@@ -77,8 +80,36 @@ def empty_rings(
     """Rings of rows of up to `context` positions, from which up to `drafts` tokens may be taken back."""
     # A drafter's window is one longer, and what is taken back has been written over older positions.
     slack = page + (drafts + 1 if drafts else 0)
-    cache = init_cache(config, rows, context, dtype, compression, pages=(0, page), slack=slack)
-    return _split(config, cache.entries)[1]
+    cache = init_cache(
+        config, rows, context, dtype, compression, _devices_of_heads(), pages=(0, page), slack=slack
+    )
+    return _placed(config, _split(config, cache.entries)[1])
+
+
+def _devices_of_heads() -> int:
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape["tensor"]
+
+
+def _placed(config: ModelConfig, entries: Any) -> Any:
+    """Entries cut over the current mesh as those of any cache: heads over `tensor`, positions over `seq`."""
+    mesh = current_mesh()
+    if mesh is None:
+        return entries
+    return tuple(
+        tuple(
+            None
+            if entry is None
+            else {
+                name: jax.lax.with_sharding_constraint(
+                    leaf, spec(entry_axes(run.layer), leaf.shape, mesh)
+                )
+                for name, leaf in entry.items()
+            }
+            for run, entry in zip(segment.pattern, slots, strict=True)
+        )
+        for segment, slots in zip(segments(config), entries, strict=True)
+    )
 
 
 def empty_rows(rings: Rings, rows: int, hidden: tuple[int, Any] | None = None) -> Rows:
@@ -142,7 +173,7 @@ def first(
     _, chosen = decode.first_token(
         module, params, read, hidden, settings, limit, stop_ids, blocked, filters, generated, mask
     )
-    return chosen, hidden[:, 0]
+    return on_every_device(chosen), hidden[:, 0]
 
 
 def enter(
@@ -196,7 +227,7 @@ def continue_rows(
     after, chosen = decode.decode(
         module, params, before, keep, steps, stop_ids, blocked, filters, room
     )
-    return *parts(module.config, state, after), chosen
+    return *parts(module.config, state, after), on_every_device(chosen)
 
 
 def advance_rows(

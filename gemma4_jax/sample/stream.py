@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gemma4_jax.errors import UserError
@@ -26,12 +26,18 @@ class Stream(Iterator[Event], AsyncIterator[Event]):
     What the request did wrong is raised here, and nobody else notices.
     """
 
-    def __init__(self, advance: Callable[[Stream], None], cancel: Callable[[Stream], None]) -> None:
+    def __init__(
+        self,
+        advance: Callable[[Stream], None],
+        cancel: Callable[[Stream], None],
+        prompt: Sequence[int],
+    ) -> None:
+        self.prompt = tuple(prompt)
         # Of an engine: run until the stream has something to say; end its request.
         self._advance, self._cancel = advance, cancel
         self._events: deque[Event] = deque()
         self._error: UserError | None = None
-        self._ended = False
+        self.ended = False  # nothing more will come
         self.completion: Completion | None = None
 
     def __next__(self) -> Event:
@@ -52,7 +58,7 @@ class Stream(Iterator[Event], AsyncIterator[Event]):
     @property
     def ready(self) -> bool:
         """Whether the next event, or the end, is there without waiting."""
-        return bool(self._events) or self._ended
+        return bool(self._events) or self.ended
 
     def result(self) -> Completion:
         """The whole, when it is there."""
@@ -68,10 +74,10 @@ class Stream(Iterator[Event], AsyncIterator[Event]):
     def put(self, event: Event) -> None:
         self._events.append(event)
         if event.completion is not None:
-            self.completion, self._ended = event.completion, True
+            self.completion, self.ended = event.completion, True
 
     def fail(self, error: UserError) -> None:
-        self._error, self._ended = error, True
+        self._error, self.ended = error, True
 
     def _pop(self) -> Event:
         if self._events:

@@ -29,7 +29,7 @@ _MARK = re.compile("|".join(map(re.escape, (control.CALL_END, *_OTHER_MARKS))))
 #: What may follow a `<tool_call|>` inside a string that is not closed yet, and tells what it was.
 _TELLING = re.compile("|".join(map(re.escape, (control.QUOTE, *_OTHER_MARKS))))
 _BARE_KEY = re.compile(r"[^:={}\[\](),]*")
-_NEXT_FIELD = re.compile(r",\s*(?:$|[}\])]|(?:<\|\"\|>|[\"'])?[\w.$-]+(?:<\|\"\|>|[\"'])?\s*[:=])")
+_NEXT_FIELD = re.compile(r",\s*(?:$|[}\])]|(?:<\|\"\|>[^<]*<\|\"\|>|[\"']?[\w.$-]+[\"']?)\s*[:=])")
 _ENDS_TURN = re.compile("|".join(map(re.escape, (control.TURN_END, control.EOS))))
 _SINGLE_QUOTED_KEY = re.compile(r"'([^']*)'(?=\s*[:=])")
 _SINGLE_QUOTED = re.compile(r"'([^']*)'(?=\s*(?:[,}\])]|<tool_call\|>|$))")

@@ -45,9 +45,9 @@ def test_a_model_over_devices_answers_the_same(run, model_folder):
         ("tensors=2", "got 'tensors=2'"),
         ("tensor=0", "got 'tensor=0'"),
         ("tensor=2,tensor=2", "at most once"),
-        ("tensor=-1,data=-1", "does not fit the 8 devices"),
-        ("data=3,tensor=-1", "does not fit the 8 devices"),
-        ("tensor=16", "does not fit the 8 devices"),
+        ("tensor=-1,data=-1", "2 axes of -1"),
+        ("data=3,tensor=-1", "3 does not divide the 8 devices"),
+        ("tensor=16", "needs 16 devices, there are 8"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_one_line(run, model_folder, mesh, part):
@@ -203,3 +203,30 @@ def test_a_reader_that_went_away(model_folder, monkeypatch):
     with pytest.raises(SystemExit) as leaving:
         cli.main(["generate", str(model_folder), "Hello", *SHORT])
     assert leaving.value.code == 141
+
+
+def test_a_file_of_prompts(run, model_folder, tmp_path):
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"{i} pears"}]} for i in range(5)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = ["generate", str(model_folder), "--input", str(prompts), "--output", str(answers)]
+    done = run(*job, "--max-new-tokens", "4", "--max-slots", "2", "--max-tokens", "1024")
+    assert done.code == 0 and "5 of 5 answers" in done.err
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert sorted(line["row"] for line in lines) == [1, 2, 3, 4, 5]
+    again = run(*job, "--max-new-tokens", "5")
+    assert again.code == 2 and "max_new_tokens 4, not 5" in again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "no PROMPT"),
+        (["hi", "--input", "x.jsonl", "--output", "y"], "drop one"),
+        (["--input", "x.jsonl"], "--output"),
+        (["hi", "--output", "y"], "--input"),
+    ],
+)
+def test_files_and_prompts_are_not_mixed(run, model_folder, words, part):
+    done = run("generate", str(model_folder), *words)
+    assert done.code == 2 and part in done.err

@@ -98,6 +98,16 @@ def test_a_page_for_a_machine(run):
     assert max(map(len, result.out.splitlines())) <= 125
 
 
+def test_slices_that_a_tpu_does_not_gather_are_said(run):
+    words = "plan", "31b", "--batch", "64", "--top", "1", "--topology"
+    said = "slices of D are 84 wide"
+    out = run(*words, "v5p-128", "--mesh", "fsdp=-1").out
+    assert said in out and "32 would not have that" in out.replace("\n", " ")
+    assert max(map(len, out.splitlines())) <= 125
+    assert said not in run(*words, "v5p-128", "--mesh", "fsdp=32,tensor=-1").out
+    assert said not in run(*words, "h100-64", "--mesh", "fsdp=64").out
+
+
 def test_json_of_a_machine_is_the_arithmetic(run):
     found = json.loads(run(*MACHINE, "--mesh", "fsdp=8", "--remat", "dots", "--json").out)
     chosen = found["chosen"]
@@ -162,9 +172,9 @@ def test_the_program_that_compiles_is_given_the_plan(tmp_path):
         (("--topology", "v5p-100"), "nearest"),
         (("--seq", "4096"), "say which: --topology"),
         (("--topology", "v5e-8", "--context", "64"), "is called --seq"),
-        (("--topology", "v5e-8", "--mesh", "fsdp"), "write it like fsdp=16,seq=4"),
-        (("--topology", "v5e-8", "--mesh", "fsdp=16"), "needs 16 devices, v5e-8 has 8"),
-        (("--topology", "v5e-8", "--mesh", "rows=2"), "unknown mesh axis"),
+        (("--topology", "v5e-8", "--mesh", "fsdp"), "a mesh is axis=number"),
+        (("--topology", "v5e-8", "--mesh", "fsdp=16"), "needs 16 devices, there are 8"),
+        (("--topology", "v5e-8", "--mesh", "rows=2"), "got 'rows=2'"),
         (("--topology", "v5e-8", "--remat", "full"), "goes with --mesh"),
         (("--topology", "v5e-8", "--base", "nf4"), "add --lora"),
         (("--topology", "v5e-8", "--task", "grpo"), "unknown --task 'grpo'"),

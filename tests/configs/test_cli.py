@@ -87,6 +87,10 @@ def test_both_spellings_and_none():
             ("tiny", *NEEDED, "--router.noise", "--lora.rank", "4"),
             ["router.noise is True", "rank 4"],
         ),
+        (
+            ("tiny", *NEEDED, "--router.capacity-factor", "0"),
+            ["router.capacity_factor is 0.0", "above 0", "None"],
+        ),
         (("tiny", *NEEDED, "--lora.rnk", "4"), ["--lora.rnk", "mean --lora.rank?"]),
     ],
 )

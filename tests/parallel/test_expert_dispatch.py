@@ -16,7 +16,7 @@ from gemma4_jax.errors import UserError
 from gemma4_jax.hlo import travels
 from gemma4_jax.model.moe import MoE, experts_of_tokens
 from gemma4_jax.model.weights import Adapted, quantize
-from gemma4_jax.parallel.expert_dispatch import dispatch, dispatch_experts
+from gemma4_jax.parallel.expert_dispatch import dispatch, dispatch_within
 from gemma4_jax.parallel.expert_exchange import lane_rows, route
 from gemma4_jax.parallel.grouped_matmul import blocked_grouped_matmul
 from gemma4_jax.presets import preset
@@ -76,7 +76,7 @@ def with_gradients(routed, product=blocked_grouped_matmul):
         matrices = jax.tree.map(
             lambda a, b: b if a is None else a, floats, codes, is_leaf=lambda x: x is None
         )
-        out = routed(normed, weights, index, matrices, product, jnp.float32)
+        out, _ = routed(normed, weights, index, matrices, product, jnp.float32)
         return (out * ct).sum(), out
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -118,13 +118,13 @@ careless_product.defvjp(lambda *args: (careless_product(*args), args), _careless
 
 
 def ragged(*args):
-    return dispatch(*args, exchange="ragged", capacity_factor=1.0)[0]
+    return dispatch(*args, exchange="ragged", capacity_factor=1.0)
 
 
 class Case(NamedTuple):
     mesh: dict[str, int]
     kind: str = "plain"
-    routed: object = dispatch_experts
+    routed: object = dispatch
     product: object = blocked_grouped_matmul
 
 
@@ -199,8 +199,12 @@ def test_routes(lane):
     np.testing.assert_array_equal(returned, names)
 
 
-def test_what_does_not_fit_a_lane_is_dropped_and_counted():
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_does_not_fit_a_lane_is_dropped_and_counted(padded):
+    """Played by hand. Padding takes no room and is not counted."""
     (normed, weights, floats), _, _ = problem()
+    lengths = np.arange(BATCH) % TOKENS + 1 if padded else np.full(BATCH, TOKENS)
+    real = np.arange(TOKENS) < lengths[:, None]
     mesh = {"expert": 4, "data": 2}  # a row for each device
     lane = lane_rows(TOKENS, ACTIVE, EXPERTS, 4, 1.0)
     assert lane == 3
@@ -208,27 +212,41 @@ def test_what_does_not_fit_a_lane_is_dropped_and_counted():
     @jax.jit
     def run(index):
         args = normed, weights, index, floats, blocked_grouped_matmul, jnp.float32
-        return dispatch(*args, capacity_factor=1.0, drop=True)
+        return dispatch_within(1.0)(*args, jnp.asarray(real) if padded else None)
 
     for name, index in routings().items():
         kept = np.ones(index.shape, np.float32)
         for row in range(BATCH):
             flat = np.asarray(index[row]).reshape(-1)
             for part in range(4):
-                mine = [n for n in np.argsort(flat, kind="stable") if flat[n] // 2 == part]
+                mine = [
+                    n
+                    for n in np.argsort(flat, kind="stable")
+                    if flat[n] // 2 == part and real[row, n // ACTIVE]
+                ]
                 kept[row].reshape(-1)[mine[lane:]] = 0
+        kept *= real[..., None]
         expected = experts_jit(normed, weights * kept, index, floats)
         with jax.set_mesh(make_mesh(mesh)):
             (out, dropped), (again, _) = run(index), run(index)
-        assert dropped == (kept == 0).sum() and (name == "even" or dropped > 0)
+        assert dropped == (kept[real] == 0).sum() and (name == "even" or dropped > 0)
         assert_trees_close(out, expected, 1e-5)
         np.testing.assert_array_equal(out, again)
+
+
+def test_lanes_that_hold_any_routing_drop_nothing():
+    trained, codes, ct = problem()
+    with jax.set_mesh(make_mesh({"expert": 4, "data": 2})):
+        for index in routings().values():
+            every = with_gradients(dispatch)(trained, index, codes, ct)
+            found = with_gradients(dispatch_within(4.0))(trained, index, codes, ct)
+            assert_trees_close(found, every, 1e-6)
 
 
 @jax.jit
 def experts_jit(normed, weights, index, matrices):
     product = blocked_grouped_matmul
-    return experts_of_tokens(normed, weights, index, matrices, product, jnp.float32)
+    return experts_of_tokens(normed, weights, index, matrices, product, jnp.float32)[0]
 
 
 def placed(trained, index, mesh, struct=False):
@@ -256,7 +274,7 @@ def test_what_travels():
     mesh = make_mesh({"expert": 4, "data": 2})
     with jax.set_mesh(mesh):
         trained, index = placed(trained, routings()["even"], mesh)
-        step = with_gradients(dispatch_experts).lower(trained, index, codes, ct).compile()
+        step = with_gradients(dispatch).lower(trained, index, codes, ct).compile()
     found = travels(step.as_text())
     lane = math.ceil(2.0 * TOKENS * ACTIVE / 4)
     # Four lanes a time, to the experts and back, forward and backward; and once more in the turns after the
@@ -274,9 +292,9 @@ def test_where_the_mesh_does_not_cut_the_tokens():
     (normed, weights, floats), index = trained, routings()["even"]
     part = (normed[:3], weights[:3], floats), index[:3], codes, ct[:3]
     expected = with_gradients(experts_of_tokens)(*part)
-    assert_trees_close(with_gradients(dispatch_experts)(*part), expected, 0)
+    assert_trees_close(with_gradients(dispatch)(*part), expected, 0)
     with jax.set_mesh(make_mesh({"expert": 4})):
-        assert_trees_close(with_gradients(dispatch_experts)(*part), expected, 1e-5)
+        assert_trees_close(with_gradients(dispatch)(*part), expected, 1e-5)
 
 
 def test_experts_that_do_not_divide():
@@ -289,7 +307,7 @@ def test_experts_that_do_not_divide():
             UserError, match=r"mesh.expert is 4, which does not divide the 6 of axis 'experts'"
         ),
     ):
-        dispatch_experts(*args)
+        dispatch(*args)
 
 
 def test_every_part_drops_inputs_of_its_own():
@@ -306,8 +324,8 @@ def test_every_part_drops_inputs_of_its_own():
     normed = jnp.broadcast_to(draw(rng, D), (BATCH, TOKENS, D))
     index = jnp.broadcast_to(jnp.arange(BATCH)[:, None, None], (BATCH, TOKENS, 1))
     with jax.set_mesh(make_mesh({"expert": 4})):
-        run = jax.jit(dispatch_experts, static_argnums=(4, 5))
-        out = run(
+        run = jax.jit(dispatch, static_argnums=(4, 5))
+        out, _ = run(
             normed, jnp.ones(index.shape), index, matrices, blocked_grouped_matmul, jnp.float32
         )
     assert len(np.unique(np.asarray(out).reshape(-1, D), axis=0)) == BATCH * TOKENS
@@ -315,7 +333,7 @@ def test_every_part_drops_inputs_of_its_own():
 
 def test_routing_sums_are_of_the_whole_batch():
     config = preset("tiny-moe")
-    moe = MoE(config, jnp.float32, blocked_grouped_matmul, dispatch_experts)
+    moe = MoE(config, jnp.float32, blocked_grouped_matmul, dispatch)
     rng = np.random.default_rng(0)
     stream = draw(rng, BATCH, TOKENS, config.d_model)
     real = jnp.asarray(rng.random((BATCH, TOKENS)) < 0.7)
@@ -363,9 +381,7 @@ def test_a_tpu_moves_routed_rows_alone(monkeypatch, no_compilation_cache):
     ct = jax.ShapeDtypeStruct((BATCH, tokens, d_model), jnp.bfloat16)
 
     def routed(normed, weights, index, matrices, product, dtype):
-        return dispatch(normed, weights, index, matrices, product, jnp.bfloat16, exchange="ragged")[
-            0
-        ]
+        return dispatch(normed, weights, index, matrices, product, jnp.bfloat16, exchange="ragged")
 
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
         trained, index = placed(trained, index, mesh, struct=True)

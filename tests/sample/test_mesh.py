@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from gemma4_jax.checkpoint import load
+from gemma4_jax.errors import UserError
 from gemma4_jax.hlo import travels
 from gemma4_jax.model.transformer import logical_axes
 from gemma4_jax.sample import Sampler, programs
+from gemma4_jax.sample.engine import Engine
 from gemma4_jax.sharding import DECODING_RULES, RULES, make_mesh, shardings
 from tests.oracle.cases import load_case
 
@@ -101,3 +103,33 @@ def test_a_step_moves_a_few_numbers_a_token_never_cache_or_weights(monkeypatch, 
             full = state.cache.entries[0][1]["value"]
             assert full.sharding.shard_shape(full.shape)[3:5] == (full.shape[3] // 4, 1)
         assert compiled.memory_analysis().alias_size_in_bytes > 0  # written in place
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("dense", {"seq": 4, "tensor": 2}),
+        ("ple", {"tensor": 4}),
+        ("moe", {"seq": 2, "tensor": 2}),
+        ("dense", {"seq": 2, "tensor": 4}),  # more devices than K/V heads
+    ],
+)
+def test_an_engine_over_a_mesh(name, sizes):
+    case = load_case(name)
+    model = load(case.folder)
+    options = {"max_slots": 4, "max_tokens": 512, "page_size": 8, "prefill_tokens": 32}
+    engine = Engine(over(model, sizes), **options)
+    streams = [engine.submit(p, max_new_tokens=NEW, ignore_eos=True) for p in prompts(case)]
+    found = [stream.result() for stream in streams]
+    alone = Sampler(model).generate(prompts(case), NEW, ignore_eos=True)
+    for on_mesh, on_one in zip(found, alone, strict=True):
+        assert on_mesh.tokens == on_one.tokens
+        np.testing.assert_allclose(on_mesh.logprobs, on_one.logprobs, rtol=0, atol=1e-4)
+
+
+def test_engines_say_over_what_they_run():
+    model = load(load_case("dense").folder)
+    with pytest.raises(UserError, match="in 2 parts"):
+        Engine(over(model, {"data": 2}))
+    with pytest.raises(UserError, match="page_size"):
+        Engine(over(model, {"seq": 4}), page_size=6, max_tokens=600)

@@ -5,6 +5,7 @@ import pytest
 
 from gemma4_jax.checkpoint import load
 from gemma4_jax.sample import Sampler
+from gemma4_jax.sample.engine import Engine
 from tests.oracle.cases import TEXT_CASES, load_case
 
 CASES = [(name, "value") for name in TEXT_CASES] + [("dense", "value+rotated"), ("dense", "both")]
@@ -28,3 +29,17 @@ def test_greedy_tokens(name, compression):
 
 def loaded(name):
     return load(load_case(name).folder)
+
+
+@pytest.mark.parametrize("name", TEXT_CASES)
+def test_greedy_tokens_through_an_engine(name):
+    case = load_case(name)
+    wanted = case.vectors["greedy_tokens"].tolist()
+    prompt = case.vectors["greedy_prompt"][0].tolist()
+    engine = Engine(
+        loaded(name), max_slots=4, max_tokens=192, page_size=4, prefill_tokens=32, steps=4
+    )
+    company = [case.vectors["input_ids"][1, :n].tolist() for n in (1, 33, 9, 40)]
+    options = {"max_new_tokens": len(wanted), "ignore_eos": True}
+    streams = [engine.submit(p, **options) for p in (*company[:2], prompt, *company[2:], prompt)]
+    assert [streams[i].result().tokens for i in (2, 5)] == [wanted] * 2

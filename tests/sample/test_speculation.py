@@ -119,9 +119,7 @@ def test_ends_inside_a_round():
     before = state_of(7)
     limit = jnp.array([30, 4, 30, 30, 30, 30, 2])
     done = jnp.array([False] * 5 + [True, False])
-    before = DecodeState(
-        before.cache, before.token, done, before.generated, limit, before.settings
-    )
+    before = DecodeState(before.cache, before.token, done, before.generated, limit, before.settings)
     keep = jnp.array([True] * 4 + [False, True, True])
     stop = np.full((7, 2), -1)
     stop[0, 1] = GREEDY[2]

@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from configs.losses import PreferenceConfig
+from configs.losses import PreferenceConfig, RouterConfig
 from configs.schema import BatchConfig
 from gemma4_jax.build import transformer
 from gemma4_jax.errors import UserError
@@ -250,7 +250,14 @@ def test_what_does_not_divide_is_one_line():
     with pytest.raises(UserError, match=r"batch.rows is 12 .*a multiple of 8"):
         check_batch(mesh, BatchConfig(rows=12), 64)
     with pytest.raises(UserError, match=r"mesh.expert is 2, and this model has no experts"):
-        check_model(make_mesh({"expert": 2}), tiny("tiny-dense")[0])
+        check_model(make_mesh({"expert": 2}), tiny("tiny-dense")[0], RouterConfig())
+    limited = RouterConfig(capacity_factor=1.25)
+    with pytest.raises(
+        UserError, match=r"capacity_factor is 1.25, and mesh.expert is 1: .*; set mesh.expert"
+    ):
+        check_model(mesh, tiny("tiny-moe")[0], limited)
+    with pytest.raises(UserError, match=r"capacity_factor is 1.25, and this model has no experts"):
+        check_model(mesh, tiny("tiny-dense")[0], limited)
     with pytest.raises(UserError, match=r"mesh.seq is 4, .* does not divide rows of 100 tokens"):
         check_batch(make_mesh({"seq": 4}), BatchConfig(rows=8), 100)
     with pytest.raises(UserError, match="needs 16 devices, there are 8"):

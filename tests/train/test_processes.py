@@ -25,7 +25,7 @@ from .helpers import assert_trees_close, start_run
 
 pytestmark = pytest.mark.slow
 
-STEPS = 24
+STEPS, SAVE_EVERY = 36, 3
 TIMEOUT = 600
 
 
@@ -89,7 +89,14 @@ class Team:
 
 def command(task: str, model: Path, data: Path) -> list[str]:
     words = [f"train.{task}", "tiny", "--model.architecture", "", "--model.path", str(model)]
-    words += ["--data.path", str(data), "--run.steps", str(STEPS), "--run.save-every", "3"]
+    words += [
+        "--data.path",
+        str(data),
+        "--run.steps",
+        str(STEPS),
+        "--run.save-every",
+        str(SAVE_EVERY),
+    ]
     words += ["--run.log-every", "1", "--run.samples", "0", "--mesh.fsdp", "-1"]
     # Adam divides by the root of squared gradients: a tiny eps makes large differences of rounding.
     words += ["--optim.peak-lr", "1e-3", "--optim.eps", "1e-4"]
@@ -105,7 +112,27 @@ def assert_same_run(team: Team, name: str, other: str) -> None:
     assert_trees_close(states[0]["params"], states[1]["params"], 1e-5)
 
 
-def test_two_processes_then_one_then_four(repository, model_folder, tmp_path):
+def kill_one(team: Team, name: str, processes: list[subprocess.Popen[str]], which: int) -> int:
+    """SIGKILL to one: all others end within a minute and name it. Returns the newest whole checkpoint."""
+    died = time.monotonic()
+    processes[which].kill()
+    codes, outputs = team.finish(processes)
+    assert time.monotonic() - died < 60
+    assert codes.pop(which) == -signal.SIGKILL and all(codes), codes
+    named = rf"task {which}: .*, pid {processes[which].pid}\b"
+    others = [output for number, output in enumerate(outputs) if number != which]
+    assert any(re.search(named, output) for output in outputs), outputs
+    said = rf"Task {which} heartbeat timeout|task:{which}\b|Connection|Socket closed|task {which} "
+    for output in others:
+        assert re.search(said, output), output[-3000:]
+    last = max(team.losses(name))
+    saved = [int(folder.name) for folder in (team.folder / name / "checkpoints").glob("[0-9]*")]
+    newest = max(saved)
+    assert last - newest <= 2 * SAVE_EVERY, (last, saved)  # the last save may have been under way
+    return newest
+
+
+def test_any_number_goes_on_where_another_was_stopped_or_killed(repository, model_folder, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
     team = Team(repository, tmp_path, *command("sft", model_folder, data))
     asked = "--run.samples", "1"
@@ -121,34 +148,27 @@ def test_two_processes_then_one_then_four(repository, model_folder, tmp_path):
     assert "fsdp 2" in outputs[0]
 
     one = team.start("together", 1)
-    team.reach("together", 14, one)
+    team.reach("together", 11, one)
     one[0].kill()
     team.finish(one)
 
     # Two of the four share each row.
-    codes, outputs = team.finish(team.start("together", 4, "--mesh.seq", "2", *asked))
-    assert codes == [0] * 4, outputs
-    assert "fsdp 2 x seq 2" in outputs[0]
+    four = team.start("together", 4, "--mesh.seq", "2")
+    team.reach("together", 18, four)
+    newest = kill_one(team, "together", four, 3)
+
+    two = team.start("together", 2)
+    team.reach("together", 25, two)
+    again = kill_one(team, "together", two, 0)  # the one at which the others meet
+
+    codes, outputs = team.finish(team.start("together", 2, "--mesh.seq", "2", *asked))
+    assert codes == [0] * 2, outputs
+    assert f"step {again} of {STEPS}" in outputs[0] and newest <= again, outputs[0]
     assert_same_run(team, "together", "alone")
     together, alone = (
         samples.read(tmp_path / name / "samples.jsonl")[-1] for name in ("together", "alone")
     )
     assert together == alone and together.step == STEPS and together.texts[0]
-
-
-def test_a_process_that_dies_ends_the_other_and_is_named(repository, model_folder, tmp_path):
-    data = write_rows(tmp_path / "rows.jsonl", sum_rows(40))
-    words = command("sft", model_folder, data)
-    team = Team(repository, tmp_path, *words, "--run.steps", "100000")
-    two = team.start("together", 2)
-    team.reach("together", 2, two)
-    died = time.monotonic()
-    two[1].kill()
-    codes, outputs = team.finish(two)
-    assert time.monotonic() - died < 60
-    assert codes[0] != 0 and codes[1] == -signal.SIGKILL
-    assert re.search(rf"task 1: .*, pid {two[1].pid}\b", outputs[0]), outputs[0]
-    assert re.search(r"Task 1 heartbeat timeout|task:1", outputs[0]), outputs[0][-3000:]
 
 
 def test_a_slice_that_one_process_cannot_read_ends_both_in_a_line(

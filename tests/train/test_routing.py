@@ -8,9 +8,11 @@ import pytest
 from configs.losses import PreferenceConfig, RouterConfig
 from configs.schema import OptimConfig
 from gemma4_jax.model.adapters import LoRA, attach, init_adapters
+from gemma4_jax.parallel.expert_exchange import lane_rows
+from gemma4_jax.sharding import make_mesh
 from train.losses import batch_totals, make_dpo_loss, make_sft_loss
 from train.optim import make_optimizer, make_schedule
-from train.routing import freeze_router
+from train.routing import freeze_router, limited
 from train.step import accumulate, init_state, make_train_step
 
 from .helpers import random_batch, random_pairs, tiny
@@ -71,6 +73,46 @@ def test_balance_and_load_without_padding():
     again, _ = values(make_sft_loss(module, config, router=router), params, padded)
     assert float(again.value) == pytest.approx(float(loss.value), rel=1e-6)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_what_experts_do_not_take_is_logged_over_the_whole_batch():
+    """Against counts of every device's row and layer; with room for all, the loss is as without limits."""
+    config, module, params = tiny("tiny-moe")
+    batch, parts = random_batch(8, 24, config.vocab_size), 4
+    experts, active = config.moe.num_experts, config.moe.num_experts_per_token
+
+    def found(loss_fn):
+        loss, _ = values(loss_fn, params, batch)
+        return float(loss.value), {n: float(total / of) for n, (total, of) in loss.metrics.items()}
+
+    def logged(factor):
+        router = RouterConfig(capacity_factor=factor)
+        return found(make_sft_loss(module, config, router=router))
+
+    with jax.set_mesh(make_mesh({"expert": parts, "data": 2})):  # a row for each device
+        plain, metrics = found(make_sft_loss(module, config))
+        assert "moe/dropped" not in metrics
+        loss, metrics = logged(float(parts))
+        assert metrics["moe/dropped"] == 0 and loss == pytest.approx(plain, rel=1e-6)
+        loss, metrics = logged(0.75)
+        _, seen = limited(module, RouterConfig(capacity_factor=0.75)).apply(
+            {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"],
+            mutable=["intermediates"],
+        )  # fmt: skip
+    real, lane = np.asarray(batch["segment_ids"] > 0), lane_rows(24, active, experts, parts, 0.75)
+    assert lane == 9
+    kept = layers = 0
+    for path, index in jax.tree_util.tree_leaves_with_path(seen["intermediates"]):
+        if any(getattr(part, "key", None) == "topk_index" for part in path):
+            for layer in np.asarray(index).reshape(-1, *real.shape, active):
+                layers += 1
+                for row, there in zip(layer, real, strict=True):
+                    loads = np.bincount(row[there].reshape(-1) // (experts // parts))
+                    kept += np.minimum(loads, lane).sum()
+    share = 1 - kept / (layers * active * real.sum())
+    assert layers == config.num_layers and 0.01 < share < 0.6
+    assert metrics["moe/dropped"] == pytest.approx(share, rel=1e-5)
+    assert loss != pytest.approx(plain, rel=1e-4)
 
 
 def test_a_step_down_the_balance_loss_evens_the_load():

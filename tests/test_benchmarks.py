@@ -1,0 +1,59 @@
+"""Programs that measure run, and what they compare agrees where the truth is known: on this CPU."""
+
+import json
+
+import pytest
+
+from benchmarks import gpu_train, kernels
+from gemma4_jax.errors import UserError
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_kernels_are_measured_against_float32(capsys):
+    kernels.main(["--only", "e2b-sliding-packed-images", "experts-lora", "--repeat", "1"])
+    found = lines(capsys)
+    assert [(one["case"], one["implementation"]) for one in found] == [
+        ("e2b-sliding-packed-images", "xla"),
+        ("e2b-sliding-packed-images", "triton"),
+        ("e2b-sliding-packed-images", "splash"),
+        ("experts-lora", "ragged_dot"),
+        ("experts-lora", "blocks"),
+        ("experts-lora", "triton"),
+    ]
+    for one in found:
+        if one["implementation"] == "splash":
+            assert one["refused"] == "images are seen both ways"
+            continue
+        gradients = 3 if "heads" in one else 2
+        assert len(one["gradient_errors"]) == gradients
+        assert max(one["error"], *one["gradient_errors"]) < 1e-5
+        assert one["ms_forward"] > 0 and one["tflops_both"] >= 0
+
+
+def test_the_matrix_has_every_kind_of_layer():
+    names = [name for name, _ in kernels.attention_cases(128)]
+    assert len(names) == len(set(names)) == 4 * 4 + 5 * 2
+    assert {"12b-full-packed", "26b-a4b-full-plain", "31b-sliding-images"} <= set(names)
+
+
+def test_a_step_is_measured_and_compared(capsys):
+    args = ["--model", "tiny-ple", "--seq", "32", "--batch", "2", "--repeat", "1"]
+    gpu_train.main([*args, "--case", "dpo-lora-triton"])
+    gpu_train.main([*args, "--case", "sft-full-xla", "--parity"])
+    step, parity = lines(capsys)
+    assert step["first_loss"] == pytest.approx(0.6931, abs=1e-3)  # adapters start as their base
+    assert step["mfu"] is None and step["tflops"] > 0 and step["peak_gib"] > 0
+    assert len(parity["losses"]) == len(parity["gradient_norms"]) == 2
+    other = {**parity, "losses": [x * 1.01 for x in parity["losses"]]}
+    assert gpu_train.compared(parity, other)["differences"]["losses"] == pytest.approx(
+        0.01, rel=0.02
+    )
+    assert gpu_train.compared(parity, other)["differences"]["gradient_norms"] == 0
+
+
+def test_a_case_that_is_none_is_named():
+    with pytest.raises((UserError, SystemExit)):
+        kernels.main(["--only", "e3b"])
