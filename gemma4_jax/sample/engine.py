@@ -140,6 +140,8 @@ class Engine:
             )
         self.model = model
         self._params = jax.tree.map(jnp.asarray, model.params)
+        if drafter is not None and drafter.reads_hidden and self._mesh is not None:
+            raise UserError("a drafter's model runs on one device; over a mesh use ngram")
         self.max_slots, self._drafter = max_slots, drafter
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         self._steps = steps if drafter is None else 1

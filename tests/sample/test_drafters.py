@@ -100,7 +100,7 @@ OPTIONS = dict(
 )
 
 
-def same_as_without(target, drafter, warm=False):
+def same_as_without(target, drafter):
     engine = Engine(target, drafter=drafter, **SIZES)
     cases = prompts(5)
     wanted = Sampler(target, prefill_chunk=32).generate(cases, ignore_eos=True, **OPTIONS)
@@ -115,7 +115,7 @@ def same_as_without(target, drafter, warm=False):
         assert found.tokens == expected.tokens
         np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
     assert engine.idle and engine.pages.in_use == 0
-    return engine, cases, wanted
+    return engine, wanted
 
 
 def test_shared_keys_and_a_drafter_that_is_never_right(model):
@@ -127,7 +127,7 @@ def test_shared_keys_and_a_drafter_that_is_never_right(model):
 def test_a_repetitive_answer_takes_few_steps(model):
     """Half as many as tokens and less; a stop id among accepted drafts ends a request there."""
     drafter = Counted(Lookup(LENGTHS))
-    engine, _, _ = same_as_without(model, drafter)
+    engine, _ = same_as_without(model, drafter)
     drafter.rounds.clear()
     prompt = list(range(40, 47)) * 6
     options = dict(max_new_tokens=60, ignore_eos=True)
@@ -144,7 +144,7 @@ def test_a_repetitive_answer_takes_few_steps(model):
 def test_a_dense_model_and_a_drafter_that_is_often_right():
     target = small("tiny-dense")
     drafter = Counted(ModelDrafter(repeating_drafter(target), LENGTHS))
-    _, cases, wanted = same_as_without(target, drafter)
+    _, wanted = same_as_without(target, drafter)
     tokens = sum(len(each.tokens) for each in wanted)
     assert len(drafter.rounds) < 0.7 * tokens / 2, (len(drafter.rounds), tokens)
 
