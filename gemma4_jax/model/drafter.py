@@ -132,8 +132,11 @@ class DraftModel:
     params: Params
 
 
-def lend(config: ModelConfig, params: Params, cache: Cache) -> Lent:
-    """What a target lends its drafter: the last K/V of each kind, of the positions that the cache holds."""
+def lend(config: ModelConfig, params: Params, cache: Cache, dtype: Any) -> Lent:
+    """What a target lends its drafter: the last K/V of each kind, of the positions that the cache holds.
+
+    dtype: for what is kept in 8 bits.
+    """
     lent: Lent = {}
     last = {layer.kind: layer for layer in config.layers if layer.owns_kv}
     for kind, layer in last.items():
@@ -141,9 +144,7 @@ def lend(config: ModelConfig, params: Params, cache: Cache) -> Lent:
         attention = params[f"segment_{at.segment}"][f"slot_{at.slot}"]["attention"]
         scale = attention["k_norm"]["scale"][at.index]
         entry = cache.entries[at.segment][at.slot]
-        lent[kind] = cached_keys(
-            layer, entry, at.index, scale, cache.length, cache.table, scale.dtype
-        )
+        lent[kind] = cached_keys(layer, entry, at.index, scale, cache.length, cache.table, dtype)
     return lent
 
 
@@ -163,7 +164,7 @@ def draft(
     cache: the target's, up to the token before. hidden: the target's after its final norm, of that token.
     Rings need a slack of 1 for what the first guess of a full window sees.
     """
-    lent = lend(target.config, target_params, cache)
+    lent = lend(target.config, target_params, cache, target.dtype)
     embedder = Embedder(target.config, target.dtype)
     table = {"params": target_params["embed"]}
 

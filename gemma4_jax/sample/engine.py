@@ -140,6 +140,8 @@ class Engine:
             )
         self.model = model
         self._params = jax.tree.map(jnp.asarray, model.params)
+        if drafter is not None and drafter.reads_hidden and self._mesh is not None:
+            raise UserError("a drafter's model runs on one device; over a mesh use ngram")
         self.max_slots, self._drafter = max_slots, drafter
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         self._steps = steps if drafter is None else 1
@@ -620,7 +622,7 @@ class Engine:
                 programs.first(
                     self.model.module, self._params, self._pool, self._reading_rings, table, places, zeros,
                     stream, last, programs.settings_of([None] * rows), zeros, zeros,
-                    self._stop_ids([None] * rows), self._blocked, filters=each,
+                    self._stop_ids([None] * rows), self._blocked, filters=each, mask=None,
                 )  # fmt: skip
         zero = np.int32(0)
         self._reading_rings = programs.load(self._reading_rings, self._saved, zero, zero)

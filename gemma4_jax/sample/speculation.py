@@ -3,9 +3,8 @@
 Drafts change when a token comes, never which. At every position the target draws its own next token, with the
 noise of that step, exactly as `decode.decode` does; a draft is accepted if it is that token. It is therefore
 accepted with the probability the target gives it, and the token in the place of a rejected one is drawn from
-the rest: the rule of spec 10.3, and the same output as without drafts. After the first that is wrong the rest of
-a row's drafts mean nothing: lowering the cache's length takes them back, for which rings need slack
-(`model/cache.py`).
+the rest: the rule of spec 10.3, and the same output as without drafts. After the first that is wrong a row's
+drafts mean nothing: lowering the cache's length takes them back, for which rings need slack (`model/cache.py`).
 
 Not here: who drafts, and how many (`drafters.py`).
 

@@ -54,7 +54,7 @@ def test_every_step_of_a_round(compression):
     v, (module, params) = load_case("draft").vectors, (drafter().module, drafter().params)
     cache, hidden = prompt_read(compression)
     np.testing.assert_allclose(hidden, v["first_hidden"][0], atol=5e-4)
-    lent = drafting.lend(target().config, target().params, cache)
+    lent = drafting.lend(target().config, target().params, cache, jnp.float32)
 
     @jax.jit
     def one(both, length):

@@ -154,7 +154,7 @@ def test_sampling_keeps_the_targets_distribution():
     assert agrees(tokens[0], first) > 0.01
     assert stats.binomtest(int((count == 2).sum()), rows, first[guess]).pvalue > 0.01
     assert agrees(tokens[1][count == 2], second) > 0.01
-    # A rule that accepts what is likely, or draws again from the whole, would be seen.
+    # A rule that draws again from the whole after a rejection would be seen.
     assert agrees(np.where(count == 2, tokens[0], tokens[0][::-1]), first) < 1e-6
 
     _, alone = plain(
