@@ -14,6 +14,7 @@ Letters: R rows, n drafts of a call, D d_model, V vocabulary, M pages a row may 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,8 @@ def verify(
     read = jnp.minimum(given + 1, state.limit - state.generated)
     read = jnp.where(begin.done, 0, read)
     tokens = jnp.concatenate([state.token[:, None], drafts], axis=1)
-    hidden, cache = module.apply({"params": params}, tokens, read, state.cache, method="extend")
+    found: Any = module.apply({"params": params}, tokens, read, state.cache, method="extend")
+    hidden, cache = found
     logits = decode.logits_of(module, params, hidden)
     start = dataclasses.replace(begin, cache=Cache((), state.cache.length))
     room = decode.room_for(most + 1, tokens.shape[0], filters.top)
