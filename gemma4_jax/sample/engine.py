@@ -12,11 +12,13 @@ Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import signal
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +67,23 @@ class _Task:
     def output(self) -> list[int]:
         """Tokens chosen so far."""
         return self.tokens[len(self.row.request.prompt) :]
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of a step: between a program and its outcome it would lose all rows' memory."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    pending: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *given: pending.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pending:
+        before(*pending[0])
 
 
 def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
@@ -248,7 +267,7 @@ class Engine:
 
     def step(self) -> None:
         """Admit what fits, read one chunk of prompts, and decode a few tokens of every row."""
-        with self._lock, over(self._mesh):
+        with self._lock, over(self._mesh), _uninterrupted():
             self._admit()
             self._read_prompts()
             self._decode()

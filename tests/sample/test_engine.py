@@ -2,7 +2,10 @@
 
 import asyncio
 import dataclasses
+import os
+import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -264,3 +267,23 @@ def test_constraints_hold_in_company(model, engine):
         "17 pears",
     )
     assert found[1].finish_reason == "length" or 3 <= len(found[1].text) <= 5
+
+
+def test_ctrl_c_loses_nothing(model, engine, monkeypatch):
+    cases = varied(3, seed=9)
+    streams = [engine.submit(prompt, **options) for prompt, options in cases]
+    real, hit = engine_programs.prefill, []
+
+    def interrupted(*args):
+        found = real(*args)
+        if not hit:
+            hit.append(os.kill(os.getpid(), signal.SIGINT))
+            time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(engine_programs, "prefill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        streams[0].result()
+    assert hit
+    for stream, wanted in zip(streams, alone(model, cases), strict=True):
+        same(stream.result(), wanted)
