@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu_train [--model e2b] [--seq 2048] [--batch 4] [--only WORD]
 
-SFT and DPO, adapters and all parameters (bfloat16 with Adafactor), with XLA's products and with our Triton kernels:
-one JSON line each, from a process of its own. Then `parity` lines: loss and gradient norm of two small steps in
-float32, here and on the CPU of this machine. The steps are those of `train.sft` and `train.dpo`. Not here: data,
-checkpoints, several devices.
+SFT and DPO, adapters and all parameters (bfloat16 with Adafactor), with XLA's products and with our Triton
+kernels: one JSON line each, from a process of its own. Then `parity` lines: loss and gradient norm of two small
+steps in float32, here and on the CPU of this machine. The steps are those of `train.sft` and `train.dpo`. Not
+here: data, checkpoints, several devices.
 """
 
 import argparse
@@ -197,7 +197,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         "first_loss": round(first["loss"], 4),
         "ms_a_step": round(1e3 * seconds, 2),
         "tokens_per_second": round(tokens / seconds, 1),
-        "tflops": round(flops / 1e12, 2),
+        "tflops": round(flops / 1e12, 3),
         "mfu": peak and round(flops / peak, 4),
         "peak_gib": round(peak_memory(), 2),
         "device": device.device_kind,

@@ -2,11 +2,11 @@
 
     python -m benchmarks.kernels [--only WORD ...] [--tokens 8192] [--repeat 5]
 
-Attention: the layers of all models under windows, packed documents and images, by XLA, by our Triton kernels and by
-cuDNN on a GPU, by splash on a TPU. Experts: the products of 26B-A4B, plain and of adapters, by `lax.ragged_dot`, in
-blocks, by our Triton kernel or by megablox. A line has the largest error of output and gradients (as a share of the
-largest number), milliseconds, TFLOP/s of useful work and their share of the device's peak, or why an implementation
-refuses. `--only e2b-full` or `--only packed` picks cases by name.
+Attention: the layers of all models under windows, packed documents and images, by XLA, by our Triton kernels
+and by cuDNN on a GPU, by splash on a TPU. Experts: the products of 26B-A4B, plain and of adapters, by
+`lax.ragged_dot`, in blocks, by our Triton kernel or by megablox. A line has the largest error of output and
+gradients (as a share of the largest number), milliseconds, TFLOP/s of useful work and their share of the
+device's peak, or why an implementation refuses. `--only e2b-full` or `--only packed` picks cases by name.
 
 On a CPU shapes are tiny and kernels are interpreted: that the program works, and no more.
 """
@@ -235,20 +235,16 @@ def _attention(config: ModelConfig, layer: LayerConfig, mask: str, tokens: int, 
 def _facts(mask: str, tokens: int) -> TokenFacts:
     """One row: documents of very unequal lengths, images that cross their borders by no token."""
     order = np.arange(tokens)
-    segment = block = None
+    given: dict[str, np.ndarray] = {"index": order}
     if "packed" in mask:
         ends = np.array([0.05, 0.3, 0.4, 0.75]) * tokens
-        segment = 1 + (order[:, None] >= ends).sum(1)
+        given["segment"] = 1 + (order[:, None] >= ends).sum(1)
     if "images" in mask:
         image = min(_IMAGE, tokens // 16)
         place = order % (tokens // 4)  # four
         inside = (place >= image) & (place < 2 * image)
-        block = np.where(inside, order // (tokens // 4), -1)
-    index, segment, block = (
-        None if fact is None else jnp.asarray(fact[None], jnp.int32)
-        for fact in (order, segment, block)
-    )
-    return TokenFacts(index, segment, block)
+        given["block"] = np.where(inside, order // (tokens // 4), -1)
+    return TokenFacts(**{name: jnp.asarray(fact[None], jnp.int32) for name, fact in given.items()})
 
 
 def _visible_pairs(facts: TokenFacts, window: int | None) -> int:

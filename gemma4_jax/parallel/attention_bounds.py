@@ -1,8 +1,8 @@
 """Which tiles of keys a tile of queries may see: `visible`, asked of the smallest and largest facts of tiles.
 
-A kernel that walks over tiles needs one run of them for each of its own. Runs hold every pair of tokens of which
-one sees the other, for any facts: windows, packed documents, images, branches. They may hold tiles in which nobody
-does; the kernel masks those.
+A kernel that walks over tiles needs one run of them for each of its own. Runs hold every pair of tokens of
+which one sees the other, for any facts: windows, packed documents, images, branches. They may hold tiles in
+which nobody does; the kernel masks those.
 
 Letters: B batch, T tokens.
 """

@@ -1,8 +1,9 @@
 """Which implementation of a part runs on which platform. Every choice equals its reference by test.
 
-A choice that no device has confirmed is not the default: on GPU our Triton kernels, interpreted on CPU and compiled
-for H100 but never run, take the place of XLA's products only where a run asks for them (`model.gpu_kernels`).
-`python -m benchmarks.kernels` on a GPU says whether they are right there, and faster.
+What no device has confirmed is no default. On GPU our Triton kernels were interpreted on CPU and compiled for
+H100, and never run: they take the place of XLA's products only where a run asks for them (`model.gpu_kernels`).
+`python -m benchmarks.kernels` on a GPU says whether they are right there, and faster. JAX 0.11 calls Pallas for
+Triton deprecated: a second reason to lean on it only by choice.
 """
 
 import functools
@@ -20,7 +21,7 @@ from gemma4_jax.parallel.triton_grouped import triton_grouped_matmul
 
 
 def grouped_matmul_for(platform: str, gpu_kernels: bool = False) -> GroupedMatmul:
-    """The experts' product: XLA's own on TPU; in blocks of rows elsewhere, where XLA's is dense, or by our kernel."""
+    """The experts' product: XLA's own on TPU; where that is dense in blocks of rows, or by our kernel."""
     if platform == "tpu":
         return jax.lax.ragged_dot
     return triton_grouped_matmul if platform == "gpu" and gpu_kernels else blocked_grouped_matmul
@@ -28,8 +29,8 @@ def grouped_matmul_for(platform: str, gpu_kernels: bool = False) -> GroupedMatmu
 
 @functools.cache  # one object for a choice: compiled programs are found by it
 def attend_for(platform: str, gpu_kernels: bool = False) -> Attend:
-    """Attention in training: splash on TPU, on GPU ours if asked for, XLA's elsewhere; where a mesh cuts tokens,
-    that of tiles."""
+    """Attention in training: splash on TPU, on GPU ours if asked for, else XLA's; by tiles where a mesh cuts
+    tokens."""
     alone: Attend = splash_attend if platform == "tpu" else attention.attend
     if platform == "gpu" and gpu_kernels:
         alone = triton_attend

@@ -1,9 +1,9 @@
 """Attention in training on GPU by our own kernels, whose tiles are those that a query may see.
 
-`triton_attend` equals `model.attention.attend`, for windows, packed documents, images seen both ways and branches
-alike; heads up to 512 numbers, which cuDNN refuses. **Interpreted on CPU and compiled for H100; never run on a GPU**:
-`kernels.py` takes it only where a run asks for it. Not here: the programs (`triton_kernels`), rows cut over
-devices (`sequence_attention`), decoding.
+`triton_attend` equals `model.attention.attend`, for windows, packed documents, images seen both ways and
+branches alike; heads up to 512 numbers, which cuDNN refuses. **Interpreted on CPU and compiled for H100; never
+run on a GPU**: `kernels.py` takes it only where a run asks for it. Not here: the programs (`triton_kernels`),
+rows cut over devices (`sequence_attention`), decoding.
 
 Letters: B batch, T tokens, N query heads, K key/value heads, H head dim.
 """

@@ -1,8 +1,8 @@
 """Grouped matrix product on GPU by our own kernels: every row times the matrix of its expert, and nothing else.
 
 `triton_grouped_matmul` equals `lax.ragged_dot`. Rows, sorted by expert, are taken in blocks of one expert each
-(`expert_blocks`), all blocks and columns at once; partly filled blocks are masked. **Interpreted on CPU and compiled
-for H100; never run on a GPU**: `kernels.py` takes it only where a run asks for it.
+(`expert_blocks`), all blocks and columns at once; partly filled blocks are masked. **Interpreted on CPU and
+compiled for H100; never run on a GPU**: `kernels.py` takes it only where a run asks for it.
 
 Letters: M rows, D in, F out, E experts.
 """

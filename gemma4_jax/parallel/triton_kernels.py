@@ -1,9 +1,9 @@
-"""The programs of attention on a GPU, in Pallas for Triton: output, gradient of queries, gradient of keys and values.
+"""The programs of attention on a GPU, in Pallas for Triton: output, gradients of queries, of keys, of values.
 
-Each program owns one tile of tokens of one head and walks over the tiles that it may meet (`attention_bounds`),
-so that scores never leave the chip and hidden tiles are never visited. The mask of a pair of tiles is `visible`
-itself. Softmax is in float32, by a running maximum; products take the inputs' type and sum in float32. K/V heads
-are read where they lie: query head n reads head n // G.
+Each program owns one tile of tokens of one head and walks over the tiles that it may meet
+(`attention_bounds`), so that scores never leave the chip and hidden tiles are never visited. The mask of a pair
+of tiles is `visible` itself. Softmax is in float32, by a running maximum; products take the inputs' type and
+sum in float32. K/V heads are read where they lie: query head n reads head n // G.
 
 Not here: rows of any length, the gradient rule, meshes (`triton_attention`).
 
@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 from gemma4_jax.model.visibility import TokenFacts, visible
 from gemma4_jax.parallel.attention_bounds import Facts, meetings, run_of
 
-# Scores of hidden pairs, and the running maximum before any: exp(_HIDDEN - _NOTHING) is 0, so that tiles in which
-# a query sees nothing add nothing. Every query sees a key in the end: itself.
+# Scores of hidden pairs, and the running maximum before any: exp(_HIDDEN - _NOTHING) is 0, so that tiles in
+# which a query sees nothing add nothing. Every query sees a key in the end: itself.
 _HIDDEN = -2e38
 _NOTHING = -1e30
 
@@ -64,25 +64,28 @@ class Tiles:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Tiles of the three programs. together: keys' and values' gradients in one program, or in one each."""
+    """Tiles of the programs. results: of each program that walks over queries, gradients of "key", "value"."""
 
     output: Tiles
     of_queries: Tiles
     of_keys: Tiles
-    together: bool
+    results: tuple[tuple[str, ...], ...]
 
 
-# What compiles within the 227 KiB of shared memory and the registers of an H100 (docs/log.md). An accumulator
-# of 64 x 512 float32 is half of all registers: two of them do not fit, so gradients of keys and values come apart.
-_SMALL = Plan(Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), together=True)
-_LARGE = Plan(Tiles(64, 32, 8, 2), Tiles(64, 32, 8, 1), Tiles(32, 64, 8, 1), together=False)
+# What compiles within the 227 KiB of shared memory of an H100 and spills few registers (docs/log.md). A sum of
+# 64 x 512 float32 is half of all registers: two do not fit, so gradients of keys and values come apart.
+_SMALL = Plan(Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2), Tiles(32, 64, 8, 2), (("key", "value"),))
+_LARGE = Plan(Tiles(64, 32, 8, 2), Tiles(64, 32, 8, 1), Tiles(32, 64, 8, 1), (("key",), ("value",)))
+# float32 heads of 512: for checks alone, since exact products of float32 do without tensor cores.
+_EXACT = Plan(Tiles(32, 32, 8, 1), Tiles(32, 16, 8, 1), Tiles(16, 32, 8, 1), (("key",), ("value",)))
 # Rows come in multiples of every tile.
 LARGEST_TILE = 128
 
 
-def plan_for(head_dim: int) -> Plan:
-    """The plan for heads of that size."""
-    return _SMALL if head_dim <= 256 else _LARGE
+def plan_for(q: Array) -> Plan:
+    """The plan for heads of as many bytes as those of q [B, T, N, H]."""
+    head = q.shape[3] * q.dtype.itemsize
+    return _SMALL if head <= 512 else _LARGE if head <= 1024 else _EXACT
 
 
 def output(
@@ -93,7 +96,7 @@ def output(
     facts: Facts,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Attention, and the log-sum-exp of each query's scores; T is a multiple of `LARGEST_TILE`."""
-    tiles = plan_for(q.shape[3]).output
+    tiles = plan_for(q).output
     spec = _Specs(q, key, tiles)
     call = pl.pallas_call(
         functools.partial(_output_program, how=how, tiles=tiles),
@@ -121,7 +124,7 @@ def of_queries(
     numbers: Sequence[Float[Array, "B N T"]],
 ) -> Float[Array, "B T N H"]:
     """Gradient of q. numbers: log-sum-exp, and the product of output and its gradient, of each query."""
-    tiles = plan_for(q.shape[3]).of_queries
+    tiles = plan_for(q).of_queries
     spec = _Specs(q, key, tiles)
     call = pl.pallas_call(
         functools.partial(_queries_program, how=how, tiles=tiles),
@@ -150,23 +153,23 @@ def of_keys(
     numbers: Sequence[Float[Array, "B N T"]],
 ) -> list[Float[Array, "B T K H"]]:
     """Gradients of key and value, summed over the G heads that read them; numbers as for `of_queries`."""
-    plan = plan_for(q.shape[3])
+    plan = plan_for(q)
     tiles = plan.of_keys
     spec = _Specs(q, key, tiles)
     run = run_of(how.meetings(facts, tiles).swapaxes(1, 2))
     found: list[Array] = []
-    for wanted in ((True, True),) if plan.together else ((True, False), (False, True)):
+    for results in plan.results:
         call = pl.pallas_call(
-            functools.partial(_keys_program, how=how, tiles=tiles, wanted=wanted),
+            functools.partial(_keys_program, how=how, tiles=tiles, results=results),
             grid=spec.grid_of_keys,
             in_specs=[
                 *spec.of_row(facts, tiles.keys),
                 *(spec.group, spec.own_key, spec.own_key, spec.group),
                 *(spec.group_numbers, spec.group_numbers),
             ],
-            out_specs=[spec.own_key] * sum(wanted),
-            out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype)] * sum(wanted),
-            name="attention_of_" + "_".join(n for n, w in zip(("keys", "values"), wanted) if w),
+            out_specs=[spec.own_key] * len(results),
+            out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype)] * len(results),
+            name="attention_of_" + "_".join(results),
             **_running(how, tiles),
         )
         found += call(facts, run, q, key, value, grad, *numbers)
@@ -271,12 +274,12 @@ def _queries_program(
 
 def _keys_program(
     facts: Any, run: Any, q: Any, key: Any, value: Any, grad: Any, logsumexp: Any, inner: Any, *outs: Any,
-    how: How, tiles: Tiles, wanted: tuple[bool, bool],
+    how: How, tiles: Tiles, results: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Scores lie [keys, queries] here, so that the tensor cores' long side is that of the result."""
     tile = pl.program_id(2)
     mine, keys = _part(facts, tile, tiles.keys), key[...]
-    values = value[...] if wanted[0] else None
+    values = value[...] if "key" in results else None
     first, end = run[0][tile], run[1][tile]
 
     def visit(head: Array, number: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -289,7 +292,7 @@ def _keys_program(
         if values is not None:
             change = _product(values, of_out, (1, 1)) - inner[head, at][None, :]
             found.append(_product((weights * change).astype(query.dtype), query, (1, 0)))
-        if wanted[1]:
+        if "value" in results:
             found.append(_product(weights.astype(of_out.dtype), of_out, (1, 0)))
         return tuple(one + other for one, other in zip(sums, found, strict=True))
 

@@ -68,12 +68,12 @@ def interpreted(*arguments):
 MASKS = [
     # tokens, head_dim, (heads, kv heads), window, facts, k_eq_v
     (256, 256, (4, 2), 100, {}, False),  # a window that is no multiple of a tile
-    (300, 256, (4, 4), 64, {"segments": True}, False),  # nor are the tokens; no heads share keys
+    (300, 256, (2, 2), 64, {"segments": True}, False),  # nor are the tokens; no heads share keys
     (256, 256, (2, 1), 1024, {"images": True}, False),  # a window longer than the row
     (256, 64, (4, 2), 100, {"images": True, "segments": True}, False),
-    (256, 512, (4, 1), None, {"segments": True}, True),
-    (200, 512, (4, 2), None, {"images": True}, False),  # full layers see images like text
-    (256, 128, (4, 2), 80, {"branches": True, "segments": True}, False),
+    (128, 512, (2, 1), None, {"segments": True}, True),
+    (160, 256, (2, 2), None, {"images": True}, False),  # full layers see images like text
+    (256, 64, (4, 2), 80, {"branches": True, "segments": True}, False),
     (256, 64, (4, 2), None, {"branches": True}, False),
 ]
 
@@ -88,13 +88,12 @@ def test_the_kernels_are_attend(tokens, head_dim, heads, window, kinds, from_key
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * scale + 1e-7)
 
 
-@pytest.mark.parametrize(("head_dim", "window"), [(256, 100), (512, None)])
-def test_in_bfloat16_errors_are_those_of_its_rounding(head_dim, window):
+def test_in_bfloat16_errors_are_those_of_its_rounding():
     """Against the reference in float32: no further from it than the reference in bfloat16, by half."""
-    facts = facts_of(256, segments=True)
-    exact = both(dense_attention, *case(facts, head_dim, dtype=jnp.float32), window, False)
-    arrays = case(facts, head_dim, dtype=jnp.bfloat16)
-    found, theirs = (both(f, *arrays, window, False) for f in (interpreted, dense_attention))
+    facts = facts_of(128, segments=True)
+    exact = both(dense_attention, *case(facts, 256, (2, 1), jnp.float32), 50, False)
+    arrays = case(facts, 256, (2, 1), jnp.bfloat16)
+    found, theirs = (both(f, *arrays, 50, False) for f in (interpreted, dense_attention))
     for one, other, wanted in zip(found, theirs, exact, strict=True):
         far, usual = (float(jnp.abs(x.astype(jnp.float32) - wanted).max()) for x in (one, other))
         assert far <= 1.5 * usual
@@ -130,7 +129,7 @@ def test_runs_of_tiles_hold_whatever_is_visible(window, kinds):
 
 
 def test_over_a_mesh_every_device_has_its_rows_and_heads():
-    arrays = case(facts_of(256, segments=True), 128)
+    arrays = case(facts_of(128, segments=True), 64)
     wanted = both(dense_attention, *arrays, 100, False)
     for sizes in ({"data": 2, "tensor": 2}, {"tensor": 4}):  # 4: twice the K/V heads
         with jax.set_mesh(make_mesh(sizes)):
