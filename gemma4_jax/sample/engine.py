@@ -215,6 +215,16 @@ class Engine:
             raise UserError(f"count must be a whole number above 0, got {count!r}")
         return self._enqueue(rows_for(self.model, [prompt] * count, Options(**options)))
 
+    def best_of(self, prompt: Prompt, count: int, **options: Any) -> list[Completion]:
+        """`count` samples of one prompt, the likeliest a token first; those that did not end come last."""
+        found = [stream.result() for stream in self.samples(prompt, count, **options)]
+
+        def rank(completion: Completion) -> tuple[bool, float]:
+            mean = sum(completion.logprobs) / max(len(completion.logprobs), 1)
+            return completion.finish_reason != "stop", -mean
+
+        return sorted(found, key=rank)
+
     def _enqueue(self, rows: list[Row]) -> list[Stream]:
         for row in rows:
             self._check(row)

@@ -287,3 +287,16 @@ def test_ctrl_c_loses_nothing(model, engine, monkeypatch):
     assert hit
     for stream, wanted in zip(streams, alone(model, cases), strict=True):
         same(stream.result(), wanted)
+
+
+def test_the_best_of_some_comes_first(model, engine):
+    options = dict(max_new_tokens=12, temperature=1.5, seed=2, stop_ids=list(range(3, 19)))
+    ranked = engine.best_of([5, 6, 7], 8, **options)
+    means = [np.mean(one.logprobs) for one in ranked]
+    ended = [one.finish_reason == "stop" for one in ranked]
+    assert ended == sorted(ended, reverse=True) and 0 < sum(ended) < 8
+    for group in (True, False):
+        mine = [mean for mean, end in zip(means, ended, strict=True) if end == group]
+        assert mine == sorted(mine, reverse=True)
+    plain = Sampler(model).generate([[5, 6, 7]] * 8, **options)
+    assert sorted(one.tokens for one in plain) == sorted(one.tokens for one in ranked)
