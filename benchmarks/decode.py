@@ -49,13 +49,14 @@ def main(argv: list[str] | None = None) -> None:
         emit(run(args))
 
 
-def _config(name: str) -> ModelConfig:
+def config_of(name: str) -> ModelConfig:
+    """A preset by its name, or the configuration in a Hugging Face config.json."""
     return preset(name) if name in PRESETS else config_from_hf(read_json(Path(name)))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One measurement."""
-    config = _config(args.config)
+    config = config_of(args.config)
     dtype = dtype_named(args.dtype)
     params = init_params(config, jax.random.key(0), dtype)
     kept = {} if args.compression is None else {"cache_compression": args.compression}

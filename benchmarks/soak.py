@@ -6,7 +6,7 @@ A tiny model with random weights; prompts of 1 to --longest tokens, many of whic
 sampled, some with penalties, some cancelled, arriving at random, with too little memory for all. One request in
 --check is also run alone by a `Sampler` and must have equal tokens. Now and then all requests are let end: then
 no page may be in use. Ends with exit code 1 if anything was wrong, or if memory in use grew by more than
---growth MiB after the first third of the time, when all programs have been compiled.
+--growth MiB after half of the time, when all programs have been compiled.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> int:
                 counts["wrong"] += found.tokens != wanted.tokens
         if spent - shown > 60:
             shown, memory = spent, _rss_mib()
-            first = memory if first is None and spent > 20 * args.minutes else first
+            first = memory if first is None and spent > 30 * args.minutes else first
             grown = None if first is None else round(memory - first, 1)
             line = {"seconds": round(spent), **counts, "rss_mib": round(memory), "grown_mib": grown}
             print(json.dumps(line), flush=True)

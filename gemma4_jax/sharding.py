@@ -57,6 +57,7 @@ DECODING_RULES: Rules = {
 }
 
 AnyMesh = Mesh | AbstractMesh
+# XLA on TPU gathers slices whose width is a multiple of this (libtpu 0.0.42).
 _TPU_SLICE = 8
 
 
@@ -191,12 +192,12 @@ def slice_note(d_model: int, parts: int) -> str:
     width = d_model // parts
     if parts == 1 or width % _TPU_SLICE == 0:
         return ""
-    fewer = [n for n in range(1, parts) if parts % n == 0 and d_model // n % _TPU_SLICE == 0]
-    return (
+    found = (
         f"mesh.fsdp x mesh.expert is {parts}: slices of D are {width} wide, no multiple of {_TPU_SLICE}, and "
-        "XLA on TPU sums whole matrices in the place of gathering slices, twice the bytes; "
-        f"{fewer[-1]} would not have that"
+        "XLA on TPU sums whole matrices in the place of gathering slices, twice the bytes"
     )
+    fewer = [n for n in range(2, parts) if parts % n == 0 and d_model // n % _TPU_SLICE == 0]
+    return f"{found}; {fewer[-1]} would not have that" if fewer else found
 
 
 def shardings(axes: Any, tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:

@@ -45,15 +45,15 @@ class Recipe:
 
     seed: int = 0
     vocab_size: int = 512
-    sft_rows: int = 10_000
+    sft_rows: int = 20_000
     sft_batch: int = 4
     sft_length: int = 256
-    sft_steps: int = 700
+    sft_steps: int = 1000
     sft_lr: float = 3e-3
     held_out: int = 500
     pair_problems: int = 600
     samples: int = 4
-    temperature: float = 1.0
+    temperature: float = 1.3
     dpo_batch: int = 16
     dpo_epochs: float = 1.0
     dpo_lr: float = 5e-5

@@ -82,7 +82,7 @@ def _read(folder: Path, config: DrafterConfig, dtype: Any) -> dict[str, Any]:
         values = values.T if part.transposed else values
         place[last] = jnp.asarray(values.reshape(place[last].shape), dtype)
     if config.centroids is not None:
-        integers = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
+        integers: dict[str, np.dtype[Any]] = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32)}
         ids = _values(stored[_ORDERING], integers)
         if not np.array_equal(np.sort(ids), np.arange(len(ids))):
             raise UserError(f"{stored[_ORDERING].file}: {_ORDERING} does not name every id once")

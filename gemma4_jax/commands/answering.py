@@ -15,6 +15,8 @@ from gemma4_jax.errors import UserError
 
 if TYPE_CHECKING:
     from gemma4_jax.build import Model
+    from gemma4_jax.sample.drafted import DraftedSampler
+    from gemma4_jax.sample.drafters import Drafter
     from gemma4_jax.sample.prompts import Prompt
     from gemma4_jax.sample.sampler import Sampler
     from gemma4_jax.text.messages import Tools
@@ -73,6 +75,11 @@ def add_flags(
         help="float32, bfloat16 or float16: parameters and computation (default: float32)",
     )
     parser.add_argument(
+        "--drafter",
+        metavar="FOLDER|ngram",
+        help="guess ahead, for speed alone: the model's drafter, or what was said before",
+    )
+    parser.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
         help="spread the model over devices: tensor=4, or expert=2,tensor=-1 (-1: all that are left)",
@@ -91,6 +98,22 @@ def open_model(arguments: argparse.Namespace) -> Model:
 
     mesh = make_mesh(read_sizes(arguments.mesh, jax.device_count()))
     return load(arguments.model, dtype=arguments.dtype, mesh=mesh)
+
+
+def sampler_of(arguments: argparse.Namespace, model: Model) -> Sampler | DraftedSampler:
+    """What continues prompts, with the drafter that was asked for."""
+    from gemma4_jax.sample.drafted import DraftedSampler
+    from gemma4_jax.sample.sampler import Sampler
+
+    drafter = drafter_of(arguments, model)
+    return Sampler(model) if drafter is None else DraftedSampler(model, drafter)
+
+
+def drafter_of(arguments: argparse.Namespace, model: Model) -> Drafter | None:
+    """The drafter that was asked for."""
+    from gemma4_jax.sample.drafters import open_drafter
+
+    return None if arguments.drafter is None else open_drafter(arguments.drafter, model)
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -192,7 +215,7 @@ def message_of(
 
 
 def answer(
-    sampler: Sampler,
+    sampler: Sampler | DraftedSampler,
     prompt: Prepared,
     max_new_tokens: int | None,
     settings: dict[str, Any],

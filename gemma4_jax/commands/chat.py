@@ -22,11 +22,13 @@ from gemma4_jax.commands.answering import (
     open_model,
     options,
     prepare,
+    sampler_of,
 )
 from gemma4_jax.commands.tools import MOST_ROUNDS, Toolbox, load_functions
 from gemma4_jax.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from gemma4_jax.sample.drafted import DraftedSampler
     from gemma4_jax.sample.sampler import Sampler
     from gemma4_jax.text.parse import Message
 
@@ -52,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Load, then answer line by line."""
     from gemma4_jax.compiled_programs import keep_compiled_programs
-    from gemma4_jax.sample.sampler import Sampler
 
     interactive = sys.stdin.isatty()
     toolbox = None
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             "try: gemma4 generate --raw"
         )
     chat = Conversation(
-        Sampler(model),
+        sampler_of(arguments, model),
         options(arguments),
         arguments.max_new_tokens,
         arguments.system,
@@ -118,7 +119,7 @@ def _ask(question: str, interactive: bool) -> str | None:
 class Conversation:
     """A model, what was said so far, and how it is to answer."""
 
-    sampler: Sampler
+    sampler: Sampler | DraftedSampler
     settings: dict[str, Any]
     max_new_tokens: int | None
     system: str | None = None

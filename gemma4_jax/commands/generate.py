@@ -18,6 +18,7 @@ from gemma4_jax.commands.answering import (
     open_model,
     options,
     prepare,
+    sampler_of,
 )
 from gemma4_jax.errors import UserError
 
@@ -57,7 +58,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     from gemma4_jax.commands.display import Display
     from gemma4_jax.compiled_programs import keep_compiled_programs
-    from gemma4_jax.sample.sampler import Sampler
 
     constrained = constraining.read_flags(arguments)
     keep_compiled_programs()
@@ -86,7 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
     show = (lambda piece: None) if arguments.json else display.push
     try:
         settings = options(arguments) | constrained
-        result = answer(Sampler(model), prompt, arguments.max_new_tokens, settings, show)
+        result = answer(
+            sampler_of(arguments, model), prompt, arguments.max_new_tokens, settings, show
+        )
     finally:
         display.close()
     if arguments.json:

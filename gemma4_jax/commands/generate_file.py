@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_jax.commands import constraining
-from gemma4_jax.commands.answering import default_new_tokens, open_model, options
+from gemma4_jax.commands.answering import default_new_tokens, drafter_of, open_model, options
 from gemma4_jax.errors import UserError
 
 # Seconds between lines, where a terminal rewrites them and where not.
@@ -63,7 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
         "max_new_tokens": default_new_tokens(arguments, model),
         "enable_thinking": arguments.think,
     }
-    engine = Engine(model, max_slots=arguments.max_slots, max_tokens=arguments.max_tokens)
+    engine = Engine(
+        model,
+        max_slots=arguments.max_slots,
+        max_tokens=arguments.max_tokens,
+        drafter=drafter_of(arguments, model),
+    )
     settings = asked | {"model": str(Path(arguments.model).resolve()), "dtype": arguments.dtype}
     if (constraint := constrained["constraint"]) is not None:
         settings["constraint"] = dataclasses.asdict(constraint)

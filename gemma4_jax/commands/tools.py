@@ -41,7 +41,8 @@ def load_functions(path: str) -> dict[str, Callable[..., Any]]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a file may do as it is run
-        raise UserError(f"{path} fails: {type(error).__name__}: {error}") from None
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} fails: {why}") from None
     found = {
         name: value
         for name, value in vars(module).items()

@@ -26,7 +26,7 @@ from gemma4_jax.model.cache import Cache
 from gemma4_jax.model.layers import Embedder, RMSNorm, drawn, fan_in, is_declared, param
 from gemma4_jax.model.layout import layer_address
 from gemma4_jax.model.parts import Parts
-from gemma4_jax.model.rope import rotation
+from gemma4_jax.model.rope import Rotation, rotation
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.model.visibility import TokenFacts
 from gemma4_jax.model.weights import project
@@ -82,7 +82,7 @@ class Drafter(nn.Module):
         tokens before the newest one. lent: the target's K/V by layer kind.
         """
         stack, positions = self.config.stack, length[:, None]
-        rotations = {
+        rotations: dict[str, Rotation] = {
             SLIDING: rotation(positions, stack.head_dim, stack.rope_sliding),
             FULL: rotation(positions, stack.global_head_dim, stack.rope_full),
         }
@@ -132,8 +132,11 @@ class DraftModel:
     params: Params
 
 
-def lend(config: ModelConfig, params: Params, cache: Cache) -> Lent:
-    """What a target lends its drafter: the last K/V of each kind, of the positions that the cache holds."""
+def lend(config: ModelConfig, params: Params, cache: Cache, dtype: Any) -> Lent:
+    """What a target lends its drafter: the last K/V of each kind, of the positions that the cache holds.
+
+    dtype: for what is kept in 8 bits.
+    """
     lent: Lent = {}
     last = {layer.kind: layer for layer in config.layers if layer.owns_kv}
     for kind, layer in last.items():
@@ -141,9 +144,7 @@ def lend(config: ModelConfig, params: Params, cache: Cache) -> Lent:
         attention = params[f"segment_{at.segment}"][f"slot_{at.slot}"]["attention"]
         scale = attention["k_norm"]["scale"][at.index]
         entry = cache.entries[at.segment][at.slot]
-        lent[kind] = cached_keys(
-            layer, entry, at.index, scale, cache.length, cache.table, scale.dtype
-        )
+        lent[kind] = cached_keys(layer, entry, at.index, scale, cache.length, cache.table, dtype)
     return lent
 
 
@@ -163,15 +164,16 @@ def draft(
     cache: the target's, up to the token before. hidden: the target's after its final norm, of that token.
     Rings need a slack of 1 for what the first guess of a full window sees.
     """
-    lent = lend(target.config, target_params, cache)
+    lent = lend(target.config, target_params, cache, target.dtype)
     embedder = Embedder(target.config, target.dtype)
     table = {"params": target_params["embed"]}
 
     def step(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        tokens, token, hidden = carry
-        embedding = embedder.apply(table, token[:, None], DECODING_RULES, method="encode")
-        y, hidden = drafter.apply({"params": params}, embedding, hidden, cache.length, lent)
-        token = drafter.apply({"params": params}, y, method="likeliest")
+        tokens, last, hidden = carry
+        embedding: Any = embedder.apply(table, last[:, None], DECODING_RULES, method="encode")
+        made: Any = drafter.apply({"params": params}, embedding, hidden, cache.length, lent)
+        y, hidden = made
+        token: Any = drafter.apply({"params": params}, y, method="likeliest")
         return tokens.at[:, number].set(token), token, hidden
 
     start = jnp.zeros((token.shape[0], room), jnp.int32), token, hidden[:, None]
@@ -183,7 +185,7 @@ def draft(
 def _declared(config: DrafterConfig) -> Any:
     def init() -> Any:
         stack, hidden = config.stack, jnp.zeros((1, 1, config.target_width))
-        lent = {}
+        lent: Lent = {}
         for layer in config.layers:
             kv = jnp.zeros((1, 1, layer.num_kv_heads, layer.head_dim))
             lent[layer.kind] = KeyValues(kv, TokenFacts(jnp.zeros((1, 1), jnp.int32)), kv)

@@ -89,9 +89,8 @@ def dispatch(
     )
     cut = spec_of_tokens(normed.shape, mesh)
     if drop and parts > 1 and real is not None:
-        index = jnp.where(
-            real[..., None], index, experts
-        )  # no expert's: the last rows, which stay here
+        # No expert's: the last rows, which stay where they are.
+        index = jnp.where(real[..., None], index, experts)
     ways = WAYS[exchange or ("padded" if platform() == "cpu" else "ragged")]
 
     def own(

@@ -80,7 +80,8 @@ class _Rules:
         except UserError as error:
             raise UserError(f"tool {name!r}: {error}") from None
         begin, end = self._token(control.CALL), self._token(control.CALL_END)
-        body = self._fields(schema, "#") if schema.get("properties") else ""
+        named = schema.get("properties") or schema.get("required")
+        body = self._fields(schema, "#") if named else ""
         literal = quoted(f"call:{name}{{")
         return self._rule(f'{begin} {literal} {body} "}}" {end}')
 
@@ -225,10 +226,8 @@ class _Rules:
             raise self._refusal(path, f"minProperties {least}: list the names in required")
         if most is not None and most < len(schema.get("properties", {})):
             raise self._refusal(path, f"maxProperties {most} is less than there are properties")
-        if schema.get("properties"):
+        if schema.get("properties") or schema.get("required"):
             return self._rule(f'"{{" {self._fields(schema, path)} "}}"')
-        if schema.get("required"):
-            raise self._refusal(path, "'required' names no property; list them in properties")
         others = schema.get("additionalProperties", True)
         if others is False or most == 0:
             return self._rule('"{" "}"')
@@ -237,7 +236,7 @@ class _Rules:
 
     def _fields(self, schema: Mapping[str, Any], path: str) -> str:
         """The declared properties in the format's order, those that are not required at will."""
-        properties, required = schema["properties"], set(schema.get("required", []))
+        properties, required = schema.get("properties", {}), set(schema.get("required", []))
         if missing := sorted(required - set(properties)):
             raise self._refusal(path, f"required {missing[0]!r} is not among the properties")
         names = sorted(properties, key=str.lower)

@@ -12,11 +12,13 @@ Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import signal
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +67,23 @@ class _Task:
     def output(self) -> list[int]:
         """Tokens chosen so far."""
         return self.tokens[len(self.row.request.prompt) :]
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of a step: between a program and its outcome it would lose all rows' memory."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    pending: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *given: pending.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pending:
+        before(*pending[0])
 
 
 def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
@@ -140,6 +159,8 @@ class Engine:
             )
         self.model = model
         self._params = jax.tree.map(jnp.asarray, model.params)
+        if drafter is not None and drafter.reads_hidden and self._mesh is not None:
+            raise UserError("a drafter's model runs on one device; over a mesh use ngram")
         self.max_slots, self._drafter = max_slots, drafter
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         self._steps = steps if drafter is None else 1
@@ -194,6 +215,16 @@ class Engine:
             raise UserError(f"count must be a whole number above 0, got {count!r}")
         return self._enqueue(rows_for(self.model, [prompt] * count, Options(**options)))
 
+    def best_of(self, prompt: Prompt, count: int, **options: Any) -> list[Completion]:
+        """`count` samples of one prompt, the likeliest a token first; those that did not end come last."""
+        found = [stream.result() for stream in self.samples(prompt, count, **options)]
+
+        def rank(completion: Completion) -> tuple[bool, float]:
+            mean = sum(completion.logprobs) / max(len(completion.logprobs), 1)
+            return completion.finish_reason != "stop", -mean
+
+        return sorted(found, key=rank)
+
     def _enqueue(self, rows: list[Row]) -> list[Stream]:
         for row in rows:
             self._check(row)
@@ -246,7 +277,7 @@ class Engine:
 
     def step(self) -> None:
         """Admit what fits, read one chunk of prompts, and decode a few tokens of every row."""
-        with self._lock, over(self._mesh):
+        with self._lock, over(self._mesh), _uninterrupted():
             self._admit()
             self._read_prompts()
             self._decode()
@@ -620,7 +651,7 @@ class Engine:
                 programs.first(
                     self.model.module, self._params, self._pool, self._reading_rings, table, places, zeros,
                     stream, last, programs.settings_of([None] * rows), zeros, zeros,
-                    self._stop_ids([None] * rows), self._blocked, filters=each,
+                    self._stop_ids([None] * rows), self._blocked, filters=each, mask=None,
                 )  # fmt: skip
         zero = np.int32(0)
         self._reading_rings = programs.load(self._reading_rings, self._saved, zero, zero)

@@ -33,8 +33,12 @@ def check_schema(schema: Any) -> None:
         ending |= found
     if not ends(schema, ending):
         cycle = sorted(set(targets) - ending)
-        why = f": {cycle[0]} always contains itself" if cycle else ""
-        raise UserError(f"no finite value satisfies the schema{why}; make a property optional")
+        if not cycle:
+            raise UserError("nothing satisfies the schema: what it requires is false")
+        raise UserError(
+            f"no finite value satisfies the schema: {cycle[0]} always contains itself; "
+            "make a property optional"
+        )
 
 
 def resolve(root: Any, ref: Any, path: str) -> Any:

@@ -3,9 +3,8 @@
 Drafts change when a token comes, never which. At every position the target draws its own next token, with the
 noise of that step, exactly as `decode.decode` does; a draft is accepted if it is that token. It is therefore
 accepted with the probability the target gives it, and the token in the place of a rejected one is drawn from
-the rest: the rule of spec 10.3, and the same output as without drafts. After the first that is wrong the rest of
-a row's drafts mean nothing: lowering the cache's length takes them back, for which rings need slack
-(`model/cache.py`).
+the rest: the rule of spec 10.3, and the same output as without drafts. After the first that is wrong a row's
+drafts mean nothing: lowering the cache's length takes them back, for which rings need slack (`model/cache.py`).
 
 Not here: who drafts, and how many (`drafters.py`).
 
@@ -15,6 +14,7 @@ Letters: R rows, n drafts of a call, D d_model, V vocabulary, M pages a row may 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def verify(
     read = jnp.minimum(given + 1, state.limit - state.generated)
     read = jnp.where(begin.done, 0, read)
     tokens = jnp.concatenate([state.token[:, None], drafts], axis=1)
-    hidden, cache = module.apply({"params": params}, tokens, read, state.cache, method="extend")
+    found: Any = module.apply({"params": params}, tokens, read, state.cache, method="extend")
+    hidden, cache = found
     logits = decode.logits_of(module, params, hidden)
     start = dataclasses.replace(begin, cache=Cache((), state.cache.length))
     room = decode.room_for(most + 1, tokens.shape[0], filters.top)

@@ -60,6 +60,11 @@ class Stream(Iterator[Event], AsyncIterator[Event]):
         """Whether the next event, or the end, is there without waiting."""
         return bool(self._events) or self.ended
 
+    @property
+    def waiting(self) -> tuple[Event, ...]:
+        """Events that nobody has taken yet."""
+        return tuple(self._events)
+
     def result(self) -> Completion:
         """The whole, when it is there."""
         for _ in self:

@@ -1,7 +1,7 @@
 """A bound on how much a model thinks: when it is used up, the thought is closed, and the answer begins.
 
 The close is what the format writes: a line break, if the thought does not end with one, and `<channel|>`.
-Nothing else is changed, so what the model has thought so far stays what it goes on from. Thoughts that open later
+Nothing else is changed: what the model has thought so far is what it goes on from. Thoughts that open later
 draw on what is left. Same face as a constraint's `Matcher`, which it may stand around.
 """
 

@@ -61,6 +61,13 @@ def test_raw_text_is_continued(run, sampler, model_folder):
     assert wanted.text and result.out.removesuffix("\n") == wanted.text.removesuffix("\n")
 
 
+def test_a_drafter_changes_nothing(run, complaint, model_folder):
+    words = ("generate", str(model_folder), "abcabcabcabc", "--raw", "--max-new-tokens", "12")
+    assert run(*words, "--drafter", "ngram").out == run(*words).out != ""
+    assert "no drafter 'ngrams'" in complaint(*words, "--drafter", "ngrams")
+    assert "is no drafter" in complaint(*words, "--drafter", str(model_folder))
+
+
 def test_the_prompt_from_standard_input(run, model_folder):
     given = run("generate", str(model_folder), "Hello there", *SHORT)
     read = run("generate", str(model_folder), "-", *SHORT, stdin="Hello there")

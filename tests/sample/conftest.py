@@ -48,3 +48,10 @@ def model(tokenizer: Tokenizer) -> Model:
 @pytest.fixture(scope="session")
 def sampler(model: Model) -> Sampler:
     return Sampler(model, prefill_chunk=16, max_batch=8)
+
+
+@pytest.fixture(scope="session")
+def wide(model: Model, tokenizer: Tokenizer) -> Sampler:
+    """The same with room for declarations of tools in its prompts."""
+    config = dataclasses.replace(model.config, max_position=640)
+    return Sampler(build(config, model.params, tokenizer), prefill_chunk=256, max_batch=16)

@@ -2,7 +2,10 @@
 
 import asyncio
 import dataclasses
+import os
+import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -133,7 +136,7 @@ def test_long_prompts_do_not_stop_others(model):
     while not long.ready:
         engine.step()
         steps += 1
-    got = sum(len(event.tokens) for event in iter(first._events))
+    got = sum(len(event.tokens) for event in first.waiting)
     assert steps >= 4 and got >= steps - 1
 
 
@@ -264,3 +267,36 @@ def test_constraints_hold_in_company(model, engine):
         "17 pears",
     )
     assert found[1].finish_reason == "length" or 3 <= len(found[1].text) <= 5
+
+
+def test_ctrl_c_loses_nothing(model, engine, monkeypatch):
+    cases = varied(3, seed=9)
+    streams = [engine.submit(prompt, **options) for prompt, options in cases]
+    real, hit = engine_programs.prefill, []
+
+    def interrupted(*args):
+        found = real(*args)
+        if not hit:
+            hit.append(os.kill(os.getpid(), signal.SIGINT))
+            time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(engine_programs, "prefill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        streams[0].result()
+    assert hit
+    for stream, wanted in zip(streams, alone(model, cases), strict=True):
+        same(stream.result(), wanted)
+
+
+def test_the_best_of_some_comes_first(model, engine):
+    options = dict(max_new_tokens=12, temperature=1.5, seed=2, stop_ids=list(range(3, 19)))
+    ranked = engine.best_of([5, 6, 7], 8, **options)
+    means = [np.mean(one.logprobs) for one in ranked]
+    ended = [one.finish_reason == "stop" for one in ranked]
+    assert ended == sorted(ended, reverse=True) and 0 < sum(ended) < 8
+    for group in (True, False):
+        mine = [mean for mean, end in zip(means, ended, strict=True) if end == group]
+        assert mine == sorted(mine, reverse=True)
+    plain = Sampler(model).generate([[5, 6, 7]] * 8, **options)
+    assert sorted(one.tokens for one in plain) == sorted(one.tokens for one in ranked)

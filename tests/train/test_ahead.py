@@ -26,9 +26,9 @@ real_sizes = pytest.mark.skipif(
 VOCAB, GIB = 262_144, 2**30
 
 
-def compiled(words):
+def compiled(words, module="train.ahead"):
     """The report of a compilation in a process of its own, and what it said on stderr."""
-    command = [sys.executable, "-m", "train.ahead", *words.split(), "--json"]
+    command = [sys.executable, "-m", module, *words.split(), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout), done.stderr
@@ -77,6 +77,41 @@ def test_every_part_compiles_for_a_tpu(words, operations):
     assert report["fits"] and 0 < report["argument_bytes"] <= report["peak_bytes"] < GIB * 8
     assert operations <= {one["operation"] for one in report["collectives"]}
     assert report["estimated_seconds"] is None
+
+
+def decoding(words):
+    return compiled(words, "gemma4_jax.commands.decode_ahead")[0]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_decoding_compiles_for_a_tpu_and_no_cache_travels():
+    report = decoding(
+        "tiny-dense --topology v5e-8 --seq 512 --batch 4 --mesh data=2,seq=2,tensor=2"
+    )
+    assert report["fits"] and 0 < report["cache_bytes"] < report["argument_bytes"]
+    assert {one["operation"] for one in report["collectives"]} >= {"all-reduce", "all-gather"}
+    # The largest is a device's ids and probabilities of the most likely tokens, or one token's activations.
+    assert max(one["bytes"] for one in report["collectives"]) < report["cache_bytes"] / 4
+
+
+@needs_libtpu
+@real_sizes
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "e2b --topology v5e-8 --seq 131072 --batch 8 --mesh data=8",
+        "e4b --topology v5e-8 --seq 131072 --batch 4 --mesh data=4,tensor=2",
+        "12b --topology v5e-8 --seq 262144 --batch 1 --mesh seq=2,tensor=4",
+        "26b-a4b --topology v5p-8 --seq 262144 --batch 4 --mesh expert=4",
+        "31b --topology v5p-8 --seq 262144 --batch 1 --mesh seq=4",
+    ],
+)
+def test_decoding_at_the_longest_context_fits(words):
+    report = decoding(words)
+    assert report["fits"], report["peak_bytes"] / GIB
+    assert max(one["bytes"] for one in report["collectives"]) < 2**18 < report["cache_bytes"]
 
 
 @needs_libtpu

@@ -1,0 +1,58 @@
+"""One answer at a time with a drafter: an engine of one row, with a sampler's face."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from gemma4_jax.build import Model
+from gemma4_jax.sample.buckets import capacity
+from gemma4_jax.sample.drafters import Drafter
+from gemma4_jax.sample.engine import Engine
+from gemma4_jax.sample.row import Completion
+from gemma4_jax.sample.stream import Stream
+
+_PAGE = 128
+
+
+class DraftedStream(Iterator[str]):
+    """One prompt's text as it comes. `completion` is None until the stream has ended."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole."""
+        return self._stream.completion
+
+    def __next__(self) -> str:
+        for event in self._stream:
+            if event.text:
+                return event.text
+        raise StopIteration
+
+
+class DraftedSampler:
+    """Continues one prompt at a time, as `Sampler` would, with a drafter's help.
+
+    Every answer has an engine of its own, as large as it needs: an answer that was broken off leaves nothing.
+    """
+
+    def __init__(self, model: Model, drafter: Drafter) -> None:
+        self.model, self._drafter = model, drafter
+
+    def stream(self, prompt: list[int], max_new_tokens: int, **options: Any) -> DraftedStream:
+        """One prompt's text as it comes; options as for `Sampler.stream`."""
+        most = self.model.config.max_position
+        size = capacity(min(len(prompt) + max_new_tokens, most), most)
+        engine = Engine(
+            self.model,
+            max_slots=1,
+            max_tokens=size,
+            page_size=math.gcd(size, _PAGE),
+            snapshots=1,
+            drafter=self._drafter,
+        )
+        return DraftedStream(engine.submit(prompt, max_new_tokens=max_new_tokens, **options))
