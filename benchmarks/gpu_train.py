@@ -19,9 +19,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure import emit, timed
-from configs.schema import AnyConfig, SFTConfig
+from configs import hardware
+from configs.adapters import LoRAConfig
+from configs.losses import PreferenceConfig
+from configs.mesh import MeshConfig
+from configs.schema import (
+    AnyConfig,
+    BatchConfig,
+    DataConfig,
+    DPOConfig,
+    ModelSource,
+    OptimConfig,
+    SFTConfig,
+)
 from gemma4_jax.errors import UserError, report_user_errors
-from train.ahead import configuration
 
 CASES = [
     "-".join(words)
@@ -99,28 +110,33 @@ def compared(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
 def configured(args: argparse.Namespace) -> AnyConfig:
     """The run that a case is a step of."""
     task, method, products = args.case.split("-")
-    pairs = 2 if task == "dpo" else 1
-    config = configuration(
-        argparse.Namespace(
-            task=task,
-            model=args.model,
-            lora=_RANK if method == "lora" else 0,
-            params="bfloat16",
-            optimizer="adamw" if method == "lora" else "adafactor",
-            seq=_PARITY_SEQ if args.parity else args.seq,
-            batch=1 if args.parity else args.batch // pairs,
+    adapters = LoRAConfig()
+    if method == "lora":
+        size = hardware.SIZES.get(args.model)
+        adapters = dataclasses.replace(size.adapters if size else adapters, rank=_RANK)
+    rows = args.batch if task == "sft" else args.batch // 2
+    common: dict[str, Any] = {
+        "model": ModelSource(
+            architecture=args.model,
+            param_dtype="bfloat16",
+            compute_dtype="float32" if args.parity else "bfloat16",
             remat="full",
-            accumulation=1,
-            offload=False,
-            mesh="data=1",
-        )
-    )
-    model = dataclasses.replace(
-        config.model,
-        gpu_kernels=products == "triton",
-        compute_dtype="float32" if args.parity else "bfloat16",
-    )
-    return dataclasses.replace(config, model=model)
+            gpu_kernels=products == "triton",
+        ),
+        "data": DataConfig(max_length=_PARITY_SEQ if args.parity else args.seq),
+        "batch": BatchConfig(rows=1 if args.parity else rows),
+        "optim": OptimConfig(
+            name="adamw" if method == "lora" else "adafactor",
+            stochastic_rounding=method == "full",
+        ),
+        "lora": adapters,
+        "mesh": MeshConfig(data=1, fsdp=1),
+    }
+    if task == "sft":
+        return SFTConfig(**common)
+    # With adapters the base is the reference; else a second copy of the model would be.
+    reference: Any = "live" if method == "lora" else "precomputed"
+    return DPOConfig(**common, loss=PreferenceConfig(reference=reference))
 
 
 class Steps:
