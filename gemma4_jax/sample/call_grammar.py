@@ -25,6 +25,11 @@ _NAME = re.compile(r"[^\s{}()\[\]<>\"',:]+")
 _BARE_KEY = re.compile(r"[\w.$-]+")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _DEMANDS = ("type", "properties", "items", "required", "prefixItems", *_BOUNDS)
+# Of a pattern in a grammar: JSON schemas mean ASCII by these classes, the grammar Unicode.
+_ESCAPED = {
+    **{r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"},
+    **{"/": r"\/", "\n": r"\n"},
+}
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 # What values of any schema are made of. `any` is reached by what a schema leaves open.
 _COMMON = r"""
@@ -193,8 +198,7 @@ class _Rules:
         outside = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", inner, flags=re.DOTALL)
         if re.search(r"[$^]", outside) or (any(anchored) and "|" in re.sub(r"\(.*\)", "", outside)):
             raise self._refusal(path, f"pattern {pattern!r}: write it as ^(...)$")
-        escaped = re.sub(r"(\\.)|/", lambda m: m[1] or r"\/", inner, flags=re.DOTALL)
-        escaped = escaped.replace("\n", r"\n")
+        escaped = re.sub(r"\\.|/|\n", lambda m: _ESCAPED.get(m[0], m[0]), inner, flags=re.DOTALL)
         before, after = ("" if there else "(?s:.*)" for there in anchored)
         return f"/{before}({escaped}){after}/"
 

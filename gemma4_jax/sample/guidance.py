@@ -60,7 +60,7 @@ def _compiled(constraint: Constraint, tokenizer: Tokenizer) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer) -> Any:
-    """The tokenizer for the library; 3 s for Gemma's 262 144 pieces, once a process."""
+    """The tokenizer for the library; 1.5 s for Gemma's 262 144 pieces, once a process."""
     return _library().LLTokenizer(_Pieces(tokenizer))
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from gemma4_jax.checkpoint import load, load_drafter
-from gemma4_jax.config import CentroidConfig
+from gemma4_jax.config import CentroidConfig, DrafterConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.hf_drafter import drafter_from_hf
 from gemma4_jax.model import drafter as drafting
 from gemma4_jax.model.cache import init_cache
+from gemma4_jax.presets import preset
 from tests.oracle.cases import DIALECTS, load_case
 
 
@@ -131,3 +132,36 @@ def test_damaged_folders_are_refused(tmp_path):
     )
     with pytest.raises(UserError, match="does not belong to this drafter"):
         load_drafter(tmp_path, target())
+
+
+@pytest.mark.parametrize(
+    ("target", "width", "d_ff", "heads", "centroids", "wanted"),
+    [
+        ("e2b", 256, 2048, 4, True, 77_731_332),
+        ("e4b", 256, 2048, 4, True, 78_517_764),
+        ("12b", 1024, 8192, 16, False, 422_856_964),
+        ("26b-a4b", 1024, 8192, 16, False, 419_711_236),
+        ("31b", 1024, 8192, 32, False, 469_518_596),
+    ],
+)
+def test_released_sizes(target, width, d_ff, heads, centroids, wanted):
+    """Parameters of the specification's table (10.2), without `token_ordering`."""
+    model = preset(target)
+    stack = dataclasses.replace(
+        model,
+        d_model=width,
+        d_ff=d_ff,
+        num_heads=heads,
+        layer_types=("sliding",) * 3 + ("full",),
+        num_kv_shared_layers=0,
+        double_wide_mlp=False,
+        per_layer_input_width=0,
+        moe=None,
+        logit_softcap=None,
+    )
+    ordered = CentroidConfig(count=2048, active=32) if centroids else None
+    config = DrafterConfig(stack=stack, target_width=model.d_model, centroids=ordered)
+    config.check_fits(model)
+    shapes = drafting.abstract_params(config)
+    shapes.pop("token_ordering", None)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == wanted

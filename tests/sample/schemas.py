@@ -29,7 +29,12 @@ def schema(rng: random.Random, depth: int = 3, defs: tuple[str, ...] = ()) -> di
         case "pattern":
             return {"type": "string", "pattern": rng.choice(PATTERNS), "maxLength": 12}
         case "integer":
-            return {"type": "integer"} | _bounds(rng, rng.randint(-200, 200), rng.randint(0, 400))
+            step = {"multipleOf": rng.choice([2, 5, 7])} if rng.random() < 0.3 else {}
+            return (
+                {"type": "integer"}
+                | step
+                | _bounds(rng, rng.randint(-200, 200), rng.randint(9, 400))
+            )
         case "number":
             low = round(rng.uniform(-3, 3), rng.randint(0, 3))
             return {"type": "number"} | _bounds(rng, low, rng.choice([0.25, 1, 7.5, 1000]))

@@ -96,12 +96,13 @@ def test_masks_equal_logits_that_are_shut_out():
     everything = dict(sampled=True, top_k=True, top_p=True, min_p=True)
     for filters in (Filters(), Filters(**everything), Filters(**everything, candidates=64)):
         one = jax.jit(sample, static_argnames="filters")
-        token, logprob = one(logits, rows, step, filters=filters, blocked=blocked, mask=words)
+        drawn = one(logits, rows, step, filters=filters, blocked=blocked, mask=words)
         shut = np.where(allowed & ~blocked, logits, -np.inf)
-        wanted, _ = one(shut, rows, step, filters=filters)
-        np.testing.assert_array_equal(token, wanted)
+        wanted = one(shut, rows, step, filters=filters)
+        np.testing.assert_array_equal(drawn.token, wanted.token)
         whole = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
-        np.testing.assert_allclose(logprob, whole[np.arange(6), np.asarray(token)], atol=2e-6)
+        own = whole[np.arange(6), np.asarray(drawn.token)]
+        np.testing.assert_allclose(drawn.logprob, own, atol=2e-6)
 
 
 def test_greedy_rows_equal_whole_passes(sampler, model, start):

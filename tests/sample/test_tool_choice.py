@@ -121,6 +121,8 @@ RECURSIVE = {
         ({"type": "string"}, [f"{Q}{Q}", f'{Q}a "q" {{x}}, y:\n\\z{Q}'], ["a", "1", '"a"']),
         ({"type": "string", "minLength": 2, "maxLength": 3}, [f"{Q}éb{Q}"], [f"{Q}a{Q}", f"{Q}abcd{Q}"]),
         ({"type": "string", "pattern": "^a/[b$]+$"}, [f"{Q}a/b${Q}"], [f"{Q}xa/b{Q}"]),
+        ({"type": "string", "pattern": r"^\d[\w/]\n?$"},
+         [f"{Q}1_{Q}", f"{Q}2/\n{Q}"], [f"{Q}௪a{Q}", f"{Q}1é{Q}"]),
         ({"type": "string", "pattern": "b+"}, [f"{Q}abba{Q}"], [f"{Q}aa{Q}"]),
         ({"type": "integer"}, ["0", "-12"], ["1.5", "007", f"{Q}1{Q}"]),
         ({"type": "number"}, ["0", "-1.5e-3"], ["1.", "true"]),
