@@ -217,6 +217,11 @@ def _own_cycles(instruction: _Instruction) -> int:
 
 def _results(text: str, is_start: bool) -> list[tuple[str, str]]:
     """Element type and sizes of what arrives."""
+    text = re.sub(r"\{[^{}]*\}", "", text)  # layouts
+    if is_start and text.startswith(
+        "(("
+    ):  # the operands in a tuple of their own, and they may be more
+        text, is_start = text.partition(")")[2].replace("u32[]", ""), False
     shapes = _SHAPE.findall(text)
     # A start's tuple has the operands, the results, and words of synchronisation.
     real = [shape for shape in shapes if shape != ("u32", "")] if is_start else shapes

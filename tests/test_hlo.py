@@ -72,6 +72,20 @@ def test_collectives_of_a_tpu_program():
     }
 
 
+def test_operands_that_are_a_tuple_of_their_own_do_not_arrive():
+    """As libtpu 0.0.50 writes it, whose offsets and sizes are operands."""
+    layout, offsets = "{2,1,0:T(2,128)(2,1)}", ", ".join(["s32[4]{0:T(128)}"] * 4)
+    operands = f"(bf16[512,2,128]{layout}, bf16[1024,2,128]{layout}, {offsets})"
+    line = (
+        f"  %s = ({operands}, bf16[1024,2,128]{layout}, u32[]{{:S(2)}}, u32[]{{:S(2)}}) "
+        "ragged-all-to-all-start(%a, %b, %c, %d, %e, %f), replica_groups={{0,1,2,3},{4,5,6,7}}"
+    )
+    text = f"HloModule m\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n"
+    assert travels(text) == {("ragged-all-to-all", "bf16[1024,2,128]"): 1}
+    (one,) = Program(text).collectives()
+    assert one.bytes == 1024 * 2 * 128 * 2
+
+
 def test_cycles_go_with_trips():
     open_ended = Program(TPU).cycles()
     assert open_ended.total == 40 * 100 + 7
