@@ -113,7 +113,11 @@ def assert_same_run(team: Team, name: str, other: str) -> None:
 
 
 def kill_one(team: Team, name: str, processes: list[subprocess.Popen[str]], which: int) -> int:
-    """SIGKILL to one: all others end within a minute and name it. Returns the newest whole checkpoint."""
+    """SIGKILL to one: all others end within a minute and say why. Returns the newest whole checkpoint.
+
+    The list of who is who has its name. Of the first one, at which all meet, jax says no number, only that
+    connections to it were closed.
+    """
     died = time.monotonic()
     processes[which].kill()
     codes, outputs = team.finish(processes)
