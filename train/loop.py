@@ -108,7 +108,11 @@ def _fit(task: Task) -> int:
         _sample(task, state, reporter.line)
     several = jax.process_count() > 1
     if several:
-        reporter.line("; ".join(roster()))
+        names = roster()
+        reporter.line("; ".join(names))
+        if not is_main():
+            # What jax says when that one dies is that connections broke, not whose.
+            print(f"{names[jax.process_index()]}; all meet at {names[0]}", flush=True)
     with Interrupts(several) as interrupts, Watchdog(workdir.path / "stacks.txt") as watchdog:
         try:
             reporter.line(f"step {done} of {total}, in {workdir.path}, {describe(mesh, state)}")

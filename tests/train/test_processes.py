@@ -115,8 +115,8 @@ def assert_same_run(team: Team, name: str, other: str) -> None:
 def kill_one(team: Team, name: str, processes: list[subprocess.Popen[str]], which: int) -> int:
     """SIGKILL to one: all others end within a minute and say why. Returns the newest whole checkpoint.
 
-    The list of who is who has its name. Of the first one, at which all meet, jax says no number, only that
-    connections to it were closed.
+    The list of who is who has its name. Of the first one jax says no number, only that connections to it were
+    closed: every process says at the start at whom all meet.
     """
     died = time.monotonic()
     processes[which].kill()
@@ -129,6 +129,7 @@ def kill_one(team: Team, name: str, processes: list[subprocess.Popen[str]], whic
     said = rf"Task {which} heartbeat timeout|task:{which}\b|Connection|Socket closed|task {which} "
     for output in others:
         assert re.search(said, output), output[-3000:]
+        assert which or re.search(rf"all meet at {named}", output), output[:3000]
     last = max(team.losses(name))
     saved = [int(folder.name) for folder in (team.folder / name / "checkpoints").glob("[0-9]*")]
     newest = max(saved)
