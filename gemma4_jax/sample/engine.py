@@ -7,7 +7,7 @@ rows grow; if none are left, the request that came last gives its own back, stan
 are read again as a prompt. Prompts that begin alike share pages (`paging.py`).
 
 A request gets the tokens that it gets alone: rows are independent, and noise depends on its own seed and step.
-Here: decisions, on the host. Not here: programs and their arrays (`slots.py`, `engine_programs.py`).
+Here: decisions, on the host. Not here: what is on the device (`engine_device.py`).
 """
 
 from __future__ import annotations
@@ -22,31 +22,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from gemma4_jax.build import DTYPES, Model
 from gemma4_jax.errors import UserError, unknown
-from gemma4_jax.model.cache import COMPRESSIONS, NO_PAGE, Compression
+from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.model.cache_precision import held_dtype
-from gemma4_jax.sample import engine_programs as programs
 from gemma4_jax.sample.buckets import power_of_two
-from gemma4_jax.sample.drafters import Drafter, Drafts, History, Target
+from gemma4_jax.sample.drafters import Drafter, Drafts, History
+from gemma4_jax.sample.engine_device import STOP_IDS, Asked, Device, Read
 from gemma4_jax.sample.masks import masks_of
 from gemma4_jax.sample.paging import Pages
-from gemma4_jax.sample.penalties import penalties_of
-from gemma4_jax.sample.programs import Dispatch
 from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options
-from gemma4_jax.sample.row import Completion, Row, Token, blocked_ids, rows_for
-from gemma4_jax.sample.sampling import CANDIDATES, Filters
+from gemma4_jax.sample.row import Completion, Row, Token, rows_for
 from gemma4_jax.sample.stream import Event, Stream
 from gemma4_jax.sharding import TOKENS, mesh_of, over, rows_over
-
-# Ids that may end a row; every program has room for so many.
-STOP_IDS = 16
 
 
 @dataclass
@@ -108,7 +100,6 @@ class Engine:
     Where the model's parameters lie over a mesh, so do its pages and rings: heads over `tensor`, the positions
     of every page over `seq`.
 
-
     max_slots: most requests that decode together. max_tokens: positions that all of them may hold together in
     full layers. max_context: most positions of one request, by default the model's, or max_tokens if that is
     less. page_size: positions of a page. prefill_tokens: prompt tokens read between two dispatches. steps:
@@ -157,37 +148,27 @@ class Engine:
                 f"max_context must be from 1 to {largest} (the model's {config.max_position} positions, "
                 f"max_tokens {max_tokens}), got {max_context}"
             )
-        self.model = model
-        self._params = jax.tree.map(jnp.asarray, model.params)
         if drafter is not None and drafter.reads_hidden and self._mesh is not None:
             raise UserError("a drafter's model runs on one device; over a mesh use ngram")
-        self.max_slots, self._drafter = max_slots, drafter
+        self.model, self.max_slots, self._drafter = model, max_slots, drafter
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
-        self._steps = steps if drafter is None else 1
-        drafts = 0 if drafter is None else drafter.lengths[-1]
-        self._ahead = max(self._steps, drafts + 1)
-        self._sizes = programs.prefill_sizes(prefill_tokens, min(max_slots, programs.MOST_ROWS))
-        self._blocked = jnp.asarray(blocked_ids(model))
+        steps = steps if drafter is None else 1
+        self._ahead = max(steps, 0 if drafter is None else drafter.lengths[-1] + 1)
         self.pages = Pages(max_tokens // page_size, page_size, snapshots)
-
-        layout = held_dtype(cache_dtype or model.module.dtype, DTYPES), cache_compression
-        with over(self._mesh):
-            self._pool = programs.empty_pool(config, (self.pages.count, page_size), *layout)
-
-            def rings(rows: int) -> Any:
-                return programs.empty_rings(
-                    config, rows, self.max_context, page_size, *layout, drafts
-                )
-
-            self._reading_rings = rings(max(rows for rows, _ in self._sizes))
-            self._saved = rings(snapshots)
-            hidden = None
-            if drafter is not None and drafter.reads_hidden:
-                hidden = config.d_model, model.module.dtype
-            self._state = programs.empty_rows(rings(1), 1, hidden)
-        self._width = -(-self.max_context // page_size)
+        self._device = Device(
+            model,
+            self._mesh,
+            pages=(self.pages.count, page_size),
+            context=self.max_context,
+            max_slots=max_slots,
+            prefill_tokens=prefill_tokens,
+            steps=steps,
+            snapshots=snapshots,
+            layout=(held_dtype(cache_dtype or model.module.dtype, DTYPES), cache_compression),
+            drafter=drafter,
+        )
         self._waiting: deque[_Task] = deque()
-        self._reading: list[_Task | None] = [None] * max(rows for rows, _ in self._sizes)
+        self._reading: list[_Task | None] = [None] * self._device.places
         self._slots: list[_Task | None] = [None]
         self._submitted = 0
         self._lock = threading.RLock()
@@ -326,9 +307,7 @@ class Engine:
         task.reading = self._reading.index(None)
         self._reading[task.reading] = task
         if prefix.snapshot is not None:
-            self._reading_rings = programs.load(
-                self._reading_rings, self._saved, np.int32(prefix.snapshot), np.int32(task.reading)
-            )
+            self._device.recall(prefix.snapshot, task.reading)
         return True
 
     def _pages_for(self, positions: int) -> int:
@@ -341,92 +320,48 @@ class Engine:
         if not tasks:
             return
         tasks, rows, size = self._chunk(tasks)
-        tokens, count = np.zeros((rows, size), np.int32), np.zeros(rows, np.int32)
-        held, table = np.zeros(rows, np.int32), self._table([task.pages for task in tasks], rows)
-        places = np.full(rows, len(self._reading), np.int32)  # beyond the last: padding
-        for i, task in enumerate(tasks):
-            part = task.tokens[task.held : task.held + size]
-            tokens[i, : len(part)], count[i] = part, len(part)
-            assert task.reading is not None
-            places[i], held[i] = task.reading, task.held
-        self._pool, self._reading_rings, stream, last = programs.prefill(
-            self.model.module, self._params, self._pool, self._reading_rings, table, places, held, tokens, count
-        )  # fmt: skip
-        for task, more in zip(tasks, count, strict=False):
-            task.held += int(more)
-            assert task.reading is not None
-            self._save(task, self._reading_rings, task.reading)
+        parts = [task.tokens[task.held : task.held + size] for task in tasks]
+        places = [task.reading for task in tasks if task.reading is not None]
+        held = [task.held for task in tasks]
+        read = self._device.read(rows, size, [task.pages for task in tasks], places, held, parts)
+        for task, place, part in zip(tasks, places, parts, strict=True):
+            task.held += len(part)
+            snapshot = self._keep(task)
+            if snapshot is not None:
+                self._device.save_read(place, snapshot)
         if any(task.held == len(task.tokens) for task in tasks):
-            self._first_tokens(tasks, table, places, stream, last)
+            self._first_tokens(read, tasks)
 
     def _chunk(self, tasks: list[_Task]) -> tuple[list[_Task], int, int]:
         """Which tasks to read from (the oldest, and who fits beside it), and the program's rows and tokens."""
         rest = len(tasks[0].tokens) - tasks[0].held
-        size = min((t for _, t in self._sizes if t >= rest), default=self._sizes[-1][1])
-        most = max(rows for rows, tokens in self._sizes if tokens == size)
+        sizes = self._device.sizes
+        size = min((t for _, t in sizes if t >= rest), default=sizes[-1][1])
+        most = max(rows for rows, tokens in sizes if tokens == size)
         fitting = [task for task in tasks if len(task.tokens) - task.held <= size]
         together = [tasks[0], *(task for task in fitting if task is not tasks[0])][:most]
         return together, 1 if len(together) == 1 else most, size
 
-    def _first_tokens(
-        self, tasks: list[_Task], table: np.ndarray, places: np.ndarray, stream: Any, last: Any
-    ) -> None:
+    def _first_tokens(self, read: Read, tasks: list[_Task]) -> None:
         """The next token of every task whose prompt has been read; it decodes from then on."""
         ready = [task if task.held == len(task.tokens) else None for task in tasks]
-        padded = [*ready, *(None,) * (len(places) - len(ready))]
-        requests = [None if task is None else task.row.request for task in padded]
-        filters = programs.filters_of([request for request in requests if request is not None])
-        held, generated, limit = (np.zeros(len(padded), np.int32) for _ in range(3))
-        for i, task in enumerate(padded):
-            if task is not None:
-                held[i], generated[i] = task.held, len(task.output)
-                limit[i] = task.row.request.max_new_tokens
-        outputs = [[] if task is None else task.output for task in padded]
-        vocab_size = self.model.config.vocab_size
-        settings = programs.settings_of(requests, penalties_of(requests, outputs, vocab_size))
-        mask = self._masks(padded)
-        chosen, hidden = programs.first(
-            self.model.module, self._params, self._pool, self._reading_rings, table, places, held,
-            stream, last, settings, generated, limit, self._stop_ids(padded), self._blocked,
-            filters=filters, mask=mask,
-        )  # fmt: skip
-        dispatch = Dispatch.of(chosen)
+        padded = [*ready, *(None,) * (len(read.places) - len(ready))]
+        masks = self._masks(padded)
+        held = [0 if task is None else task.held for task in padded]
+        dispatch, hidden = self._device.first(read, _asked(padded), held, masks)
         for i, task in enumerate(padded):
             if task is None or task.reading is None:
                 continue
-            new = dispatch.of_row(i, task.row.request.top_logprobs)
+            request = task.row.request
+            new = dispatch.of_row(i, request.top_logprobs)
             place, task.reading = task.reading, None
-            assert place is not None
             self._reading[place] = None
             if not dispatch.done[i]:
-                self._enter(task, place, [*task.output, new[0].id], hidden, i)
+                slot = task.slot = self._free_slot()
+                self._slots[slot] = task
+                output = [*task.output, new[0].id]
+                self._device.enter(slot, place, task.held, request, output, hidden, i)
             self._push(task, new)
-
-    def _enter(
-        self, task: _Task, place: int, output: list[int], hidden: jax.Array, at: int
-    ) -> None:
-        """From the rows that are read to those that decode.
-
-        output: with the first token, which hidden[at] chose.
-        """
-        request, vocab_size = task.row.request, self.model.config.vocab_size
-        task.slot = self._free_slot()
-        self._slots[task.slot] = task
-        if request.penalised and not self._penalised:
-            self._state = programs.with_penalties(self._state, vocab_size)
-        penalties = penalties_of([request], [output], vocab_size, always=self._penalised)
-        self._state = programs.enter(
-            self._state, np.int32(task.slot), self._reading_rings, np.int32(place), np.int32(task.held),
-            np.int32(output[-1]), np.int32(len(output)), np.int32(request.max_new_tokens),
-            programs.settings_of([request], penalties), *self._drafted_from(hidden, at),
-        )  # fmt: skip
-
-    def _drafted_from(self, hidden: jax.Array, at: int) -> tuple[Any, ...]:
-        return () if self._state.hidden is None else (hidden, np.int32(at))
-
-    @property
-    def _penalised(self) -> bool:
-        return self._state.settings.penalties is not None
 
     # Decoding
 
@@ -437,40 +372,15 @@ class Engine:
         tasks = [task for task in self._slots if task is not None]
         if not tasks:
             return
-        rows = len(self._slots)
-        filters = programs.filters_of([task.row.request for task in tasks])
-        table = self._table([task.pages if task else [] for task in self._slots], rows)
-        keep = np.array([task is not None for task in self._slots])
-        model, stop_ids = self.model.module, self._stop_ids(self._slots)
+        asked = _asked(self._slots)
         drafts = None
         watchers = [task.row.matcher for task in tasks if task.row.matcher is not None]
         if not all(watcher.free(self._ahead) for watcher in watchers):
-            # One token, and the host says which may come while the device computes what would.
-            self._pool, self._state, hidden = programs.advance_rows(
-                model, self._params, self._pool, self._state, table, keep
-            )
-            mask = self._masks(self._slots)
-            self._state, chosen = programs.choose_rows(
-                model,
-                self._params,
-                self._state,
-                hidden,
-                mask,
-                stop_ids,
-                self._blocked,
-                filters=filters,
-            )
-        elif (drafts := self._drafts(table)) is not None:
-            self._pool, self._state, chosen = programs.verify_rows(
-                model, self._params, self._pool, self._state, table, keep, drafts.tokens, drafts.given,
-                stop_ids, self._blocked, filters=filters, length=drafts.length,
-            )  # fmt: skip
+            dispatch = self._device.go_on_among(asked, lambda: self._masks(self._slots))
+        elif (drafts := self._drafts(asked)) is not None:
+            dispatch = self._device.verify(asked, drafts)
         else:
-            self._pool, self._state, chosen = programs.continue_rows(
-                model, self._params, self._pool, self._state, table, keep, np.int32(self._steps), stop_ids,
-                self._blocked, filters=filters, room=self._steps,
-            )  # fmt: skip
-        dispatch = Dispatch.of(chosen)
+            dispatch = self._device.go_on(asked)
         for task in tasks:
             if task.slot is not None:
                 new = dispatch.of_row(task.slot, task.row.request.top_logprobs)
@@ -479,7 +389,7 @@ class Engine:
                     task.history.learn(int(drafts.given[task.slot]), len(new) - 1)
                 self._push(task, new)
 
-    def _drafts(self, table: np.ndarray) -> Drafts | None:
+    def _drafts(self, asked: Asked) -> Drafts | None:
         """What rows will perhaps choose next, as far as they may."""
         if self._drafter is None:
             return None
@@ -487,12 +397,8 @@ class Engine:
         for slot, task in enumerate(self._slots):
             if task is not None:
                 most[slot] = task.row.request.max_new_tokens - len(task.output) - 1
-        target = self._target(table)
         histories = [None if task is None else task.history for task in self._slots]
-        return self._drafter.propose(histories, most, target)
-
-    def _target(self, table: np.ndarray) -> Target:
-        return Target(self.model.module, self._params, self._pool, self._state, table)
+        return self._drafter.propose(histories, most, self._device.target(asked.pages))
 
     def _masks(self, tasks: Sequence[_Task | None]) -> np.ndarray | None:
         """What rows may choose next, None if all may choose anything; who may choose nothing has failed."""
@@ -551,7 +457,9 @@ class Engine:
             text += task.row.end(reason)
         if task.slot is not None:
             # For a conversation that goes on; but not in the place of what prompts have in common.
-            self._save(task, self._state.rings, task.slot, evict=False)
+            snapshot = self._keep(task, evict=False)
+            if snapshot is not None:
+                self._device.save_decoding(task.slot, snapshot)
         self._leave(task)
         at = len(task.row.chosen) if before is None else before
         self._tell(task, text, at, task.row.completion())
@@ -578,11 +486,9 @@ class Engine:
 
     # Memory
 
-    def _save(self, task: _Task, rings: Any, place: int, *, evict: bool = True) -> None:
-        """Remember what a task has read, for prompts that begin alike."""
-        saved = self.pages.keep(task.tokens[: task.held], task.pages, evict=evict)
-        if saved is not None:
-            self._saved = programs.load(self._saved, rings, np.int32(place), np.int32(saved))
+    def _keep(self, task: _Task, *, evict: bool = True) -> int | None:
+        """Remember a task's pages for prompts that begin alike; where its rings must go for that, or None."""
+        return self.pages.keep(task.tokens[: task.held], task.pages, evict=evict)
 
     def _free_slot(self) -> int:
         if None not in self._slots:
@@ -592,97 +498,38 @@ class Engine:
     def _shrink(self) -> None:
         """Half the rows, if a quarter is in use: a program computes all of its rows."""
         used = [i for i, task in enumerate(self._slots) if task is not None]
-        if self._penalised and not any(task and task.row.request.penalised for task in self._slots):
-            self._state = programs.without_penalties(self._state)
+        asking = any(task is not None and task.row.request.penalised for task in self._slots)
+        if self._device.penalised and not asking:
+            self._device.without_penalties()
         if len(self._slots) > 1 and len(used) <= len(self._slots) // 4:
             self._resize(len(self._slots) // 2, used)
 
     def _resize(self, rows: int, source: list[int]) -> None:
-        padded = np.array([*source, *(0,) * (rows - len(source))], np.int32)
-        used = np.arange(rows) < len(source)
-        self._state = programs.resize(self._state, padded, used)
+        self._device.resize(rows, source)
         moved = [self._slots[i] for i in source]
         self._slots = [*moved, *(None,) * (rows - len(moved))]
         for slot, task in enumerate(self._slots):
             if task is not None:
                 task.slot = slot
 
-    def _table(self, pages: Sequence[Sequence[int]], rows: int) -> np.ndarray:
-        table = np.full((rows, self._width), NO_PAGE, np.int32)
-        for i, mine in enumerate(pages):
-            table[i, : len(mine)] = mine
-        return table
-
-    def _stop_ids(self, tasks: Sequence[_Task | None]) -> np.ndarray:
-        ids = np.full((len(tasks), STOP_IDS), -1, np.int32)
-        for i, task in enumerate(tasks):
-            if task is not None:
-                ids[i, : len(task.row.stop_ids)] = task.row.stop_ids
-        return ids
-
     def warm_up(self) -> None:
         """Compile every program now, by running it on nothing.
 
         Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at
-        most 64 bring programs of their own.
+        most 64, penalties, constraints and likeliest ids bring programs of their own.
         """
-        with self._lock, over(self._mesh):
+        with self._lock:
             if not self.idle:
                 raise UserError("warm up an engine before requests are submitted to it")
-            filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
-            self._warm_prompts(filters)
-            rows = 1
-            while rows <= self.max_slots:
-                self._resize(rows, list(range(min(rows, len(self._slots)))))
-                self._warm_rows(filters)
-                rows *= 2
-            while len(self._slots) > 1:
-                self._shrink()
+            self._device.warm_up(self.max_slots)
+            self._slots = [None]
 
-    def _warm_prompts(self, filters: Sequence[Filters]) -> None:
-        for rows, size in self._sizes:
-            table, zeros = self._table([], rows), np.zeros(rows, np.int32)
-            places = zeros + len(self._reading)
-            self._pool, self._reading_rings, stream, last = programs.prefill(
-                self.model.module, self._params, self._pool, self._reading_rings, table, places, zeros,
-                np.zeros((rows, size), np.int32), zeros,
-            )  # fmt: skip
-            for each in filters:
-                programs.first(
-                    self.model.module, self._params, self._pool, self._reading_rings, table, places, zeros,
-                    stream, last, programs.settings_of([None] * rows), zeros, zeros,
-                    self._stop_ids([None] * rows), self._blocked, filters=each, mask=None,
-                )  # fmt: skip
-        zero = np.int32(0)
-        self._reading_rings = programs.load(self._reading_rings, self._saved, zero, zero)
-        self._saved = programs.load(self._saved, self._reading_rings, zero, zero)
 
-    def _warm_rows(self, filters: Sequence[Filters]) -> None:
-        rows, zero = len(self._slots), np.int32(0)
-        for each in filters:
-            self._pool, self._state, _ = programs.continue_rows(
-                self.model.module, self._params, self._pool, self._state, self._table([], rows),
-                np.zeros(rows, bool), zero, self._stop_ids(self._slots), self._blocked, filters=each,
-                room=self._steps,
-            )  # fmt: skip
-            self._warm_drafts(each)
-        for read in {rows for rows, _ in self._sizes}:
-            hidden = jnp.zeros((read, self.model.config.d_model), self.model.module.dtype)
-            self._state = programs.enter(
-                self._state, zero, self._reading_rings, zero, zero, zero, zero, zero,
-                programs.settings_of([None]), *self._drafted_from(hidden, 0),
-            )  # fmt: skip
-        self._saved = programs.load(self._saved, self._state.rings, zero, zero)
-
-    def _warm_drafts(self, filters: Filters) -> None:
-        if self._drafter is None:
-            return
-        rows, table = len(self._slots), self._table([], len(self._slots))
-        none = np.zeros(rows, np.int32)
-        self._drafter.propose([None] * rows, none, self._target(table))
-        drafts = np.zeros((rows, self._drafter.lengths[-1]), np.int32)
-        for length in self._drafter.lengths:
-            self._pool, self._state, _ = programs.verify_rows(
-                self.model.module, self._params, self._pool, self._state, table, none.astype(bool), drafts,
-                none, self._stop_ids(self._slots), self._blocked, filters=filters, length=length,
-            )  # fmt: skip
+def _asked(tasks: Sequence[_Task | None]) -> Asked:
+    """What tasks want of a call, in the order of its rows."""
+    return Asked(
+        requests=[None if task is None else task.row.request for task in tasks],
+        pages=[() if task is None else task.pages for task in tasks],
+        outputs=[() if task is None else task.output for task in tasks],
+        stop_ids=[() if task is None else task.row.stop_ids for task in tasks],
+    )

@@ -1,0 +1,302 @@
+"""What an engine has on its device, and the calls that change it.
+
+Pages of full layers, rings of the rows that are read and of those that decode, snapshots of rings: all are
+donated to the calls that change them, so they live here and nowhere else. Arguments are of the host. Not here:
+who has which row and pages (`engine.py`), the functions themselves (`slots.py`, `speculation.py`).
+
+Letters: r rows of a call, R rows that decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gemma4_jax.build import Model
+from gemma4_jax.model.cache import NO_PAGE, Compression
+from gemma4_jax.sample import engine_programs as programs
+from gemma4_jax.sample.drafters import Drafter, Drafts, Target
+from gemma4_jax.sample.penalties import penalties_of
+from gemma4_jax.sample.programs import Dispatch
+from gemma4_jax.sample.requests import Request
+from gemma4_jax.sample.row import blocked_ids
+from gemma4_jax.sample.sampling import CANDIDATES, Filters
+from gemma4_jax.sharding import over
+
+# Ids that may end a row; every program has room for so many.
+STOP_IDS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What some rows are to do, in the order of a call's rows: None and nothing for those without a request."""
+
+    requests: Sequence[Request | None]
+    pages: Sequence[Sequence[int]]
+    outputs: Sequence[Sequence[int]]  # tokens chosen so far
+    stop_ids: Sequence[Sequence[int]]
+
+    @property
+    def filters(self) -> Filters:
+        """What a program must be able to do for them."""
+        return programs.filters_of([request for request in self.requests if request is not None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A chunk that has been read: what first tokens are chosen from."""
+
+    table: np.ndarray  # [r, M]
+    places: np.ndarray  # [r]
+    stream: Any  # [r, 1, D]
+    token: Any  # [r, 1]
+
+
+class Device:
+    """Memory and programs of an engine.
+
+    pages: how many, and positions of each. context: most positions of a row. steps: tokens of a row in a call.
+    layout: dtype and compression of keys and values.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh | None,
+        *,
+        pages: tuple[int, int],
+        context: int,
+        max_slots: int,
+        prefill_tokens: int,
+        steps: int,
+        snapshots: int,
+        layout: tuple[Any, Compression],
+        drafter: Drafter | None,
+    ) -> None:
+        self.sizes = programs.prefill_sizes(prefill_tokens, min(max_slots, programs.MOST_ROWS))
+        self.places = max(rows for rows, _ in self.sizes)
+        self._module, self._config, self._mesh = model.module, model.config, mesh
+        self._params = jax.tree.map(jnp.asarray, model.params)
+        self._blocked = jnp.asarray(blocked_ids(model))
+        self._width, self._steps, self._drafter = -(-context // pages[1]), steps, drafter
+        drafts = 0 if drafter is None else drafter.lengths[-1]
+        hidden = None
+        if drafter is not None and drafter.reads_hidden:
+            hidden = model.config.d_model, model.module.dtype
+
+        def rings(rows: int) -> Any:
+            return programs.empty_rings(model.config, rows, context, pages[1], *layout, drafts)
+
+        with over(mesh):
+            self._pool = programs.empty_pool(model.config, pages, *layout)
+            self._reading, self._saved = rings(self.places), rings(snapshots)
+            self._state = programs.empty_rows(rings(1), 1, hidden)
+
+    # Prompts
+
+    def recall(self, snapshot: int, place: int) -> None:
+        """Rings of a row that is read, from a snapshot."""
+        self._reading = programs.load(
+            self._reading, self._saved, np.int32(snapshot), np.int32(place)
+        )
+
+    def save_read(self, place: int, snapshot: int) -> None:
+        """Rings of a row that is read, into a snapshot."""
+        self._saved = programs.load(self._saved, self._reading, np.int32(place), np.int32(snapshot))
+
+    def save_decoding(self, slot: int, snapshot: int) -> None:
+        """Rings of a row that decodes, into a snapshot."""
+        rings = self._state.rings
+        self._saved = programs.load(self._saved, rings, np.int32(slot), np.int32(snapshot))
+
+    def read(
+        self,
+        rows: int,
+        size: int,
+        pages: Sequence[Sequence[int]],
+        places: Sequence[int],
+        held: Sequence[int],
+        parts: Sequence[Sequence[int]],
+    ) -> Read:
+        """Append to each place its part of a prompt, behind the tokens it holds; rows, size: of `sizes`."""
+        tokens, count = np.zeros((rows, size), np.int32), np.zeros(rows, np.int32)
+        # A place beyond the last is padding.
+        at, behind = np.full(rows, self.places, np.int32), np.zeros(rows, np.int32)
+        at[: len(places)], behind[: len(held)] = places, held
+        for i, part in enumerate(parts):
+            tokens[i, : len(part)], count[i] = part, len(part)
+        table = self._table(pages, rows)
+        self._pool, self._reading, stream, token = programs.prefill(
+            self._module, self._params, self._pool, self._reading, table, at, behind, tokens, count
+        )
+        return Read(table=table, places=at, stream=stream, token=token)
+
+    def first(
+        self, read: Read, asked: Asked, held: Sequence[int], mask: np.ndarray | None
+    ) -> tuple[Dispatch, jax.Array]:
+        """The next token of every row of a chunk that has a request; and hidden states [r, D] behind them."""
+        rows = len(read.places)
+        lengths, generated, limit = (np.zeros(rows, np.int32) for _ in range(3))
+        lengths[: len(held)] = held
+        for i, request in enumerate(asked.requests):
+            if request is not None:
+                generated[i], limit[i] = len(asked.outputs[i]), request.max_new_tokens
+        penalties = penalties_of(asked.requests, asked.outputs, self._config.vocab_size)
+        chosen, hidden = programs.first(
+            self._module, self._params, self._pool, self._reading, read.table, read.places, lengths,
+            read.stream, read.token, programs.settings_of(asked.requests, penalties), generated, limit,
+            _padded(asked.stop_ids), self._blocked, filters=asked.filters, mask=mask,
+        )  # fmt: skip
+        return Dispatch.of(chosen), hidden
+
+    def enter(
+        self,
+        slot: int,
+        place: int,
+        held: int,
+        request: Request,
+        output: Sequence[int],
+        hidden: jax.Array,
+        at: int,
+    ) -> None:
+        """A row that was read decodes from now on; output: with its first token, chosen by hidden[at]."""
+        vocab_size = self._config.vocab_size
+        if request.penalised and not self.penalised:
+            self._state = programs.with_penalties(self._state, vocab_size)
+        penalties = penalties_of([request], [output], vocab_size, always=self.penalised)
+        self._state = programs.enter(
+            self._state, np.int32(slot), self._reading, np.int32(place), np.int32(held),
+            np.int32(output[-1]), np.int32(len(output)), np.int32(request.max_new_tokens),
+            programs.settings_of([request], penalties), *self._drafted_from(hidden, at),
+        )  # fmt: skip
+
+    # Rows that decode
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        rows: int = self._state.token.shape[0]
+        return rows
+
+    @property
+    def penalised(self) -> bool:
+        """Whether there is room for penalties."""
+        return self._state.settings.penalties is not None
+
+    def without_penalties(self) -> None:
+        """Nobody asks for them any more."""
+        self._state = programs.without_penalties(self._state)
+
+    def go_on(self, asked: Asked) -> Dispatch:
+        """Up to `steps` tokens of every row that has a request."""
+        self._pool, self._state, chosen = programs.continue_rows(
+            *self._all(asked), np.int32(self._steps), _padded(asked.stop_ids), self._blocked,
+            filters=asked.filters, room=self._steps,
+        )  # fmt: skip
+        return Dispatch.of(chosen)
+
+    def go_on_among(self, asked: Asked, masks: Callable[[], np.ndarray | None]) -> Dispatch:
+        """One token of every row, among those that masks() allows; it is called while the device computes."""
+        self._pool, self._state, hidden = programs.advance_rows(*self._all(asked))
+        self._state, chosen = programs.choose_rows(
+            self._module, self._params, self._state, hidden, masks(), _padded(asked.stop_ids),
+            self._blocked, filters=asked.filters,
+        )  # fmt: skip
+        return Dispatch.of(chosen)
+
+    def verify(self, asked: Asked, drafts: Drafts) -> Dispatch:
+        """As many tokens of every row as its drafts were right, and one more."""
+        self._pool, self._state, chosen = programs.verify_rows(
+            *self._all(asked), drafts.tokens, drafts.given, _padded(asked.stop_ids), self._blocked,
+            filters=asked.filters, length=drafts.length,
+        )  # fmt: skip
+        return Dispatch.of(chosen)
+
+    def target(self, pages: Sequence[Sequence[int]]) -> Target:
+        """What a drafter reads."""
+        table = self._table(pages, self.rows)
+        return Target(self._module, self._params, self._pool, self._state, table)
+
+    def resize(self, rows: int, source: Sequence[int]) -> None:
+        """`rows` rows, the first of which are those of `source`."""
+        padded = np.array([*source, *(0,) * (rows - len(source))], np.int32)
+        self._state = programs.resize(self._state, padded, np.arange(rows) < len(source))
+
+    def _all(self, asked: Asked) -> tuple[Any, ...]:
+        keep = np.array([request is not None for request in asked.requests])
+        table = self._table(asked.pages, self.rows)
+        return self._module, self._params, self._pool, self._state, table, keep
+
+    def _drafted_from(self, hidden: jax.Array, at: int) -> tuple[Any, ...]:
+        return () if self._state.hidden is None else (hidden, np.int32(at))
+
+    def _table(self, pages: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+        table = np.full((rows, self._width), NO_PAGE, np.int32)
+        for i, mine in enumerate(pages):
+            table[i, : len(mine)] = mine
+        return table
+
+    # Compiling everything, by running it on nothing
+
+    def warm_up(self, most_rows: int) -> None:
+        """For 1, 2, 4, ... `most_rows` rows; ends with one."""
+        filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
+        with over(self._mesh):
+            for rows, size in self.sizes:
+                read = self.read(rows, size, [], [], [], [])
+                for each in filters:
+                    nothing = programs.settings_of([None] * rows)
+                    zeros = np.zeros(rows, np.int32)
+                    programs.first(
+                        self._module, self._params, self._pool, self._reading, read.table, read.places, zeros,
+                        read.stream, read.token, nothing, zeros, zeros, _padded([()] * rows), self._blocked,
+                        filters=each, mask=None,
+                    )  # fmt: skip
+            self.recall(0, 0)
+            self.save_read(0, 0)
+            rows = 1
+            while rows <= most_rows:
+                self.resize(rows, range(min(rows, self.rows)))
+                for each in filters:
+                    self._warm_rows(rows, each)
+                rows *= 2
+            while self.rows > 1:
+                self.resize(self.rows // 2, [])
+
+    def _warm_rows(self, rows: int, filters: Filters) -> None:
+        asked = Asked(
+            requests=[None] * rows, pages=[()] * rows, outputs=[()] * rows, stop_ids=[()] * rows
+        )
+        ends, zero = _padded(asked.stop_ids), np.int32(0)
+        self._pool, self._state, _ = programs.continue_rows(
+            *self._all(asked), zero, ends, self._blocked, filters=filters, room=self._steps
+        )
+        if self._drafter is not None:
+            none = np.zeros(rows, np.int32)
+            self._drafter.propose([None] * rows, none, self.target(asked.pages))
+            drafts = np.zeros((rows, self._drafter.lengths[-1]), np.int32)
+            for length in self._drafter.lengths:
+                self._pool, self._state, _ = programs.verify_rows(
+                    *self._all(asked), drafts, none, ends, self._blocked, filters=filters, length=length
+                )  # fmt: skip
+        for read in {rows for rows, _ in self.sizes}:
+            hidden = jnp.zeros((read, self._config.d_model), self._module.dtype)
+            self._state = programs.enter(
+                self._state, zero, self._reading, zero, zero, zero, zero, zero,
+                programs.settings_of([None]), *self._drafted_from(hidden, 0),
+            )  # fmt: skip
+        self.save_decoding(0, 0)
+
+
+def _padded(stop_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """[r, STOP_IDS]; -1 matches nothing."""
+    ids = np.full((len(stop_ids), STOP_IDS), -1, np.int32)
+    for i, mine in enumerate(stop_ids):
+        ids[i, : len(mine)] = mine
+    return ids
