@@ -131,7 +131,9 @@ def kill_one(team: Team, name: str, processes: list[subprocess.Popen[str]], whic
         assert re.search(said, output), output[-3000:]
         assert which or re.search(rf"all meet at {named}", output), output[:3000]
     last = max(team.losses(name))
-    saved = [int(folder.name) for folder in (team.folder / name / "checkpoints").glob("[0-9]*")]
+    # A save that was under way has left a folder with a longer name.
+    folders = (team.folder / name / "checkpoints").iterdir()
+    saved = [int(folder.name) for folder in folders if folder.name.isdecimal()]
     newest = max(saved)
     assert last - newest <= 2 * SAVE_EVERY, (last, saved)  # the last save may have been under way
     return newest
