@@ -52,7 +52,18 @@ class CommandParser(argparse.ArgumentParser):
             if flag.startswith("--") and flag not in self._flags and " " not in flag:
                 near = difflib.get_close_matches(flag, self._flags, n=1, cutoff=0.5)
                 self.error(f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
-        return self.parse_args(words)
+        if self._subparsers is not None:
+            return self.parse_args(words)
+        # Flags may stand between arguments of which the last may be left out: `generate MODEL --think PROMPT`.
+        # argparse does that, but not where "--" says that what follows are no flags: names stand for those.
+        words = list(words)
+        end = words.index("--") if "--" in words else len(words)
+        named = {f"\0{i}": word for i, word in enumerate(words[end + 1 :])}
+        found = self.parse_intermixed_args([*words[:end], *named])
+        for name, value in vars(found).items():
+            if isinstance(value, str) and value in named:
+                setattr(found, name, named[value])
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""

@@ -237,3 +237,13 @@ def test_a_file_of_prompts(run, model_folder, tmp_path):
 def test_files_and_prompts_are_not_mixed(run, model_folder, words, part):
     done = run("generate", str(model_folder), *words)
     assert done.code == 2 and part in done.err
+
+
+def test_flags_may_stand_before_the_prompt(run, model_folder):
+    after = run("generate", str(model_folder), "Hello there", "--think", *SHORT)
+    before = run("generate", str(model_folder), "--think", *SHORT, "Hello there")
+    assert (before.code, before.out) == (0, after.out)
+    dashed = run("generate", str(model_folder), *SHORT, "--", "--Hello")
+    assert dashed.code == 0
+    unknown = run("generate", str(model_folder), "Hello there", "again")
+    assert unknown.code == 2 and "again" in unknown.err
