@@ -17,6 +17,7 @@ import math
 import os
 import re
 import site
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -176,9 +177,7 @@ class Sandbox:
             of_tests = self._start(stack, "judge", json.dumps(plan), limits, keep=keep)
             for end in (asked, ask, replies, answer, say):
                 end.close()
-            ended = self._watch(of_tests, limits, channel=verdict)
-            if ended.cause == "exit" and not of_program.ready.read(1):
-                raise self._broken("the program's sandbox did not start")
+            ended = self._watch(of_tests, limits, channel=verdict, beside=of_program)
         outcome = _outcome(ended)
         found = _parsed(ended.channel)
         if found.get("passed") is True and outcome.status == "ok":
@@ -199,7 +198,7 @@ class Sandbox:
         quiet: bool = False,
     ) -> "_Child":
         """Start `inside.py` in a role; `keep` are the role's descriptors."""
-        ready, begun = _pipe(stack)
+        ready, begun = map(stack.enter_context, socket.socketpair())
         program, given = (stack.enter_context(_file(text)) for text in (source, stdin))
         weak = self.isolation == "weak"
         filter_ = stack.enter_context(process.memory_file(seccomp.filter_bytes(weak)))
@@ -236,12 +235,14 @@ class Sandbox:
         limits: Limits,
         channel: BinaryIO | None = None,
         seconds_each: float | None = None,
+        beside: "_Child | None" = None,
     ) -> process.Ended:
         ended = process.watch(
             child.process,
-            child.ready.fileno(),
+            [each.ready for each in (child, beside) if each],
             seconds=limits.seconds,
             output_bytes=limits.output_bytes,
+            count_files=self.isolation == "bubblewrap",
             channel=None if channel is None else channel.fileno(),
             channel_bytes=_RESULT_BYTES,
             seconds_each=seconds_each,
@@ -264,7 +265,7 @@ class _Child:
     """A sandbox that was started. ready: says so when it has begun."""
 
     process: subprocess.Popen[bytes]
-    ready: BinaryIO
+    ready: socket.socket
 
 
 def _outcome(ended: process.Ended) -> Outcome:
