@@ -45,6 +45,7 @@ def confine() -> None:
     if os.getppid() != int(parent):
         os._exit(1)  # it died before we asked to be told
     _call(libc, libc.prctl, _SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    _drop_capabilities(libc)
     restrict_reading(libc, readable.split(":"))
     with open(int(descriptor), "rb") as file:
         code = file.read()
@@ -53,6 +54,12 @@ def confine() -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     filter_ = _Filter(len(code) // 8, ctypes.addressof(buffer))
     _call(libc, libc.prctl, _SET_SECCOMP, _FILTER, ctypes.byref(filter_), 0, 0)
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Root's own powers, raising its limits again among them."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface, this process
+    _call(libc, libc.capset, header, (ctypes.c_uint32 * 6)())
 
 
 def landlock_version(libc: ctypes.CDLL) -> int:

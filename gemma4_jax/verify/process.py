@@ -10,8 +10,11 @@ import selectors
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 _START_SECONDS = 60.0  # to become ready: machines that score are busy
@@ -19,6 +22,9 @@ _CHUNK = 1 << 16
 # A file in memory costs the kernel about 1 kB that no limit counts, and a program makes 150 000 a second.
 _MAX_FILES = 10_000
 _GLANCE_SECONDS = 0.05
+
+#: What stops the processes that are watched in a context; `pool.py` sets it.
+STOP: ContextVar[threading.Event | None] = ContextVar("STOP", default=None)
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,10 @@ def watch(
     ready: of this process, and of others that run beside it: each sends a byte when it begins, and its
     working directory. The clock starts with the first's. output_bytes: of stdout and stderr each.
     count_files: in those directories; too many are too much output. channel: a further pipe to read.
-    seconds_each: between the lines that come through that.
+    seconds_each: between the lines that come through that. Raises CancelledError if `STOP` is set meanwhile.
     """
     assert process.stdout and process.stderr
+    stop = STOP.get()
     begun = time.monotonic()
     deadline = last = begun + _START_SECONDS
     caps = {process.stdout.fileno(): output_bytes, process.stderr.fileno(): output_bytes}
@@ -117,6 +124,8 @@ def watch(
         while selector.get_map() and cause == "exit":
             events = selector.select(min(max(0.0, deadline - time.monotonic()), _GLANCE_SECONDS))
             now = time.monotonic()
+            if stop is not None and stop.is_set():
+                raise CancelledError("stopped while a program ran")
             for key, _ in events:
                 if key.fd in caps:
                     chunk = os.read(key.fd, _CHUNK)

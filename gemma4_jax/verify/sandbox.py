@@ -23,8 +23,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from gemma4_jax.errors import UserError
 from gemma4_jax.verify import bubblewrap, inside, process, seccomp
@@ -97,6 +98,14 @@ class Tested:
     passed: bool
     note: str
     outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A sandbox that was started. ready: says so when it has begun."""
+
+    process: subprocess.Popen[bytes]
+    ready: socket.socket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +205,7 @@ class Sandbox:
         stdin: str = "",
         keep: Sequence[int] = (),
         quiet: bool = False,
-    ) -> "_Child":
+    ) -> _Child:
         """Start `inside.py` in a role; `keep` are the role's descriptors."""
         ready, begun = map(stack.enter_context, socket.socketpair())
         program, given = (stack.enter_context(_file(text)) for text in (source, stdin))
@@ -231,11 +240,11 @@ class Sandbox:
 
     def _watch(
         self,
-        child: "_Child",
+        child: _Child,
         limits: Limits,
-        channel: BinaryIO | None = None,
+        channel: FileIO | None = None,
         seconds_each: float | None = None,
-        beside: "_Child | None" = None,
+        beside: _Child | None = None,
     ) -> process.Ended:
         ended = process.watch(
             child.process,
@@ -258,14 +267,6 @@ class Sandbox:
         return UserError(
             f"no weak sandbox can be made here: {said}; run programs on another machine"
         )
-
-
-@dataclass(frozen=True)
-class _Child:
-    """A sandbox that was started. ready: says so when it has begun."""
-
-    process: subprocess.Popen[bytes]
-    ready: socket.socket
 
 
 def _outcome(ended: process.Ended) -> Outcome:
@@ -320,7 +321,7 @@ def _file(text: str) -> AbstractContextManager[int]:
     return process.memory_file(text.encode("utf-8", "replace"))
 
 
-def _pipe(stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO]:
+def _pipe(stack: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
     """Both ends, closed with the stack at the latest."""
     read, write = os.pipe()
     return (
