@@ -139,7 +139,7 @@ class Sandbox:
         """Call a program's function on each list of arguments, in one process, one after another.
 
         function: its name, or "Class.method" for one object of a class made without arguments.
-        arguments: plain data. seconds_each: for one call (and one more for loading the program), beside
+        arguments: plain data. seconds_each: for each call, and for loading the program, beside
         `limits.seconds` for all. A call that raises does not stop the next; one that takes too long does.
         """
         limits = limits or self.limits
@@ -155,7 +155,8 @@ class Sandbox:
             answer.close()
             ended = self._watch(child, limits, channel=replies, seconds_each=seconds_each)
         outcome = _outcome(ended)
-        results = [_result(line) for line in ended.channel.splitlines(keepends=True)]
+        _, *lines = ended.channel.split(b"\n")  # the first says that the program is loaded
+        results = [_result(line) for line in lines[:-1]]
         missing = "ended early" if outcome.status == "ok" else outcome.status
         results += [Result(error=missing)] * len(requests)
         return Calls(results=tuple(results[: len(requests)]), outcome=outcome)
