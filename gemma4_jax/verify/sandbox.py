@@ -27,7 +27,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from gemma4_jax.errors import UserError
+from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.verify import bubblewrap, inside, process, seccomp
 
 _RESULT_BYTES = 16 << 20  # of all results of one `call`
@@ -121,6 +121,10 @@ class Sandbox:
     isolation: Literal["bubblewrap", "weak"] = "bubblewrap"
     packages: bool | tuple[Path, ...] = False
 
+    def __post_init__(self) -> None:
+        if self.isolation not in ("bubblewrap", "weak"):
+            raise unknown("isolation", self.isolation, ("bubblewrap", "weak"))
+
     def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
         """Run a Python program to its end. Raises UserError where no sandbox can be made."""
         limits = limits or self.limits
@@ -192,7 +196,7 @@ class Sandbox:
         found = _parsed(ended.channel)
         if found.get("passed") is True and outcome.status == "ok":
             return Tested(passed=True, note="", outcome=outcome)
-        note = f"{found['error']}: {found['message']}" if "error" in found else outcome.status
+        note = f"{found['error']}: {found.get('message')}" if "error" in found else outcome.status
         where = f" at {found['line']!r}" if found.get("line") else ""
         return Tested(passed=False, note=note + where, outcome=outcome)
 
@@ -208,6 +212,8 @@ class Sandbox:
         quiet: bool = False,
     ) -> _Child:
         """Start `inside.py` in a role; `keep` are the role's descriptors."""
+        if sys.platform != "linux":
+            raise UserError(f"there is no sandbox on {sys.platform}; run programs on Linux")
         ready, begun = map(stack.enter_context, socket.socketpair())
         program, given = (stack.enter_context(_file(text)) for text in (source, stdin))
         weak = self.isolation == "weak"
@@ -218,7 +224,9 @@ class Sandbox:
         arguments += [str(math.ceil(limits.seconds) + 1), str(0 if weak else bubblewrap.threads())]
         arguments += [":".join(map(str, packages)), str(begun.fileno()), str(program)]
         arguments += map(str, keep)
-        python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", "-c"]
+        # The one below a virtual environment, whose own may be a copy that finds its library only there.
+        base = sys._base_executable  # type: ignore[attr-defined]
+        python = [os.path.realpath(base), "-I", "-S", "-B", "-X", "utf8", "-c"]
         inherited = [begun.fileno(), program, filter_, *keep]
         if weak:
             _say_what_is_lacking()

@@ -215,6 +215,13 @@ def test_limits_are_checked() -> None:
             Limits(**wrong)  # type: ignore[arg-type]
 
 
+def test_an_unknown_isolation_is_not_the_default() -> None:
+    box = Sandbox()
+    object.__setattr__(box, "isolation", "week")  # as a caller without checked annotations gives it
+    with pytest.raises(UserError, match=r"unknown isolation 'week'; did you mean 'weak'\?"):
+        box.__post_init__()
+
+
 def test_without_bubblewrap_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     bubblewrap.executable.cache_clear()
