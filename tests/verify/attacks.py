@@ -4,7 +4,8 @@
 
 It runs as a process of its own, so that it can be another user's, with the secret in its environment, a
 file, a process and a port that the programs go for. Standard library and `gemma4_jax.verify` alone: the
-other user may have nothing else.
+other user may have nothing else. Where containment fails they do no damage that would be missed: they
+delete what is theirs and send no signal to strangers.
 """
 
 import ctypes
@@ -107,7 +108,8 @@ for place in [*places, os.path.dirname(SECRET_FILE), sys.prefix]:
     print(tried(open, place + "/planted", "w"))
 for act in (os.unlink, os.rmdir, lambda p: os.truncate(p, 0), lambda p: os.chmod(p, 0o777),
             lambda p: os.rename(p, p + ".moved"), lambda p: open(p, "a"), lambda p: os.utime(p)):
-    print(tried(act, SECRET_FILE), tried(act, os.__file__))
+    print(tried(act, SECRET_FILE))
+print(tried(open, os.__file__, "a"), tried(os.utime, os.__file__))
 """,
     "filling the disk": """
 import os
@@ -122,10 +124,8 @@ print(total)
     "many files": "n = 0\nwhile True: open(f'file{n}', 'w').close(); n += 1",
     "kill everything": _PRELUDE
     + """
-import signal
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print(tried(os.kill, VICTIM, 9), tried(os.kill, os.getppid() or VICTIM, 9), tried(os.killpg, VICTIM, 9))
-print(tried(os.kill, -1, signal.SIGTERM))
+print(tried(os.kill, VICTIM, 9), tried(os.killpg, VICTIM, 9), tried(os.kill, -1, 0))
+if os.getppid() > 1: print(tried(os.kill, os.getppid(), 9))
 """,
     "other processes": _PRELUDE
     + """

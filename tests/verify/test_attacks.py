@@ -102,6 +102,7 @@ REFUSED = {
         *("Operation", "not", "permitted"),
         *("ProcessLookupError", "PermissionError", "FileNotFoundError"),
     },
+    "kill everything": {"ProcessLookupError", "PermissionError"},
     "hidden memory": {"PermissionError", "False", "FileNotFoundError", "OSError"},
     "inherited descriptors": set(),
     "daemon": {"BlockingIOError", "ZeroDivisionError"},
@@ -132,8 +133,6 @@ def test_nobody_outside_was_reached(report: Report) -> None:
     assert report["connections"] == []
     assert report["secret"] == SECRET
     assert report["files"] == ["secret"]
-    outcome = report["attacks"]["kill everything"]
-    assert outcome["status"] == "ok", outcome
 
 
 def test_the_disk_is_small_or_none(report: Report, mode: str) -> None:
@@ -180,7 +179,7 @@ def test_the_honest_one_passes(report: Report) -> None:
 
 
 def test_every_attack_is_looked_at() -> None:
-    apart = {"filling the disk", "many files", "threads", "kill everything"}
+    apart = {"filling the disk", "many files", "threads"}
     apart |= {"the caller's environment", "the caller's files"}
     assert set(PROGRAMS) == {*ENDED, *REFUSED, *apart}
 
