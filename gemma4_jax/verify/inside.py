@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 else:
     Any = object  # importing typing takes longer than Python's own start
 
+_RESERVE = 8 << 20  # of its memory, to print the traceback of a program that filled the rest
 _MAX_EXACT = 1 << 63  # larger ints go as hex: Python refuses to read more than 4300 digits
 
 
@@ -64,7 +65,7 @@ def _limit(memory: int, file_size: int, cpu: int, threads: int) -> None:
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(kind, (value - _RESERVE if kind == resource.RLIMIT_AS else value, value))
 
 
 def _say_ready(ready: int) -> None:
@@ -80,12 +81,17 @@ def _say_ready(ready: int) -> None:
 def run(source: bytes) -> None:
     """Run a program as Python runs a script."""
     module = _module("__main__")
+    whole = (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2
     try:
         exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
     except SystemExit:
         raise
     except BaseException as error:
-        _print_traceback(error, {"program.py": source})
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, whole)  # what filled the memory is still there
+            _print_traceback(error, {"program.py": source})
+        except MemoryError:
+            os.write(2, b"\nMemoryError\n")
         raise SystemExit(1) from None
 
 

@@ -70,6 +70,13 @@ def test_errors_are_shown_as_python_shows_them(box: Sandbox) -> None:
     assert box.run("x = (").stderr.endswith("SyntaxError: '(' was never closed\n")
 
 
+def test_a_program_that_filled_its_memory_still_shows_where(box: Sandbox) -> None:
+    limits = Limits(memory_bytes=96 << 20)
+    ended = box.run("kept = []\nwhile True: kept.append(bytearray(1 << 16))", limits=limits)
+    assert ended.status == "memory"
+    assert "    while True: kept.append(bytearray(1 << 16))\n" in ended.stderr
+
+
 def test_odd_text_is_only_text(box: Sandbox) -> None:
     assert box.run("print('\ud800', input())", "\udfff").stdout == "? ?\n"
     assert box.run("import os; os.write(1, b'\\xff\\n')").stdout == "\ufffd\n"
