@@ -14,11 +14,11 @@ from eval.task import Verdict
 
 LETTERS = "ABCDEFGHIJ"
 
-# Stands around a letter: markdown, brackets, quotes, LaTeX.
-_AROUND = r"(?:[\s*_$`\"'“”„«»(\[{（「『]|\\[(\[]|\\(?:boxed|fbox|text|textbf|mathrm|mathbf|rm)\b)*"
+# Stands around a letter: markdown, brackets, quotes, LaTeX. Possessive (++) and counted: a model may write
+# pages of spaces or of open boxes, and reading must take no longer than they are.
+_AROUND = r"(?:[\s*_]++|[$`\"'“”„«»(\[{（「『]|\\[(\[]|\\(?:boxed|fbox|text|textbf|mathrm|mathbf|rm)\b){0,16}+"
 _CLOSED = r"(?=\s*(?:[)\]}.,;:!?*_$`\"“”»）」』。．、।|\\]|'(?!\w)|\n|\Z))"
 _BOX = r"\\f?box(?:ed)?\s*\{" + _AROUND
-_CONTENT = re.compile(r"[^\n]*")
 _TRIM = " \t*_$`\"'“”.。।(){}[]\\"
 
 
@@ -52,32 +52,31 @@ def final_choice(
     """The letter that the last marked answer of a text names; None if none is marked.
 
     Marked is what stands behind one of `words` and a colon or "is", or in a \\boxed{}. Lower case counts only
-    where it cannot be a word: "(b)", "Answer: b.". If no marked answer is a letter and the last one is the
-    text of exactly one choice, that choice's letter. A letter beyond the choices is returned as it is: a wrong
-    answer, not a missing one. letters: further spellings of letters, as "Ａ" or "ক".
+    where it cannot be a word: "(b)", "Answer: b.". Behind a colon the text of exactly one choice stands for its
+    letter, if it is the whole line. A letter beyond the choices is returned as it is: a wrong answer, not a
+    missing one. letters: further spellings of letters, as "Ａ" or "ক".
     """
     native = {letter: letter for letter in (chr(c) for c in range(ord("A"), ord("Z") + 1))}
     native |= {letter.lower(): letter for letter in native} | dict(letters or {})
     spelt = "|".join(sorted(map(re.escape, native), key=len, reverse=True))
-    said = rf"(?i:{'|'.join(words)})[\s*_]*"
+    said = rf"(?i:{'|'.join(words)})[\s*_]*+"
     filler = r"(?i:(?:option|choice|letter)\s+)?"
     # "the answer is A prime" and "answer: a prime" mean no letter, "Answer: B because" does.
     marks = re.compile(
         rf"(?:{said}(?:[:：]|(?i:\bis\b)\s*[:：]?){_AROUND}{filler}{_AROUND}|{_BOX})({spelt}){_CLOSED}"
         rf"|{said}[:：]{_AROUND}([A-Z])(?![\w'’])"
     )
-    found = [match[1] or match[2] for match in marks.finditer(text)]
-    if found:
-        return native[found[-1]]
-    contents = [
-        _CONTENT.match(text, mark.end())[0]  # type: ignore[index]
-        for mark in re.finditer(rf"{said}[:：]", text)
-    ]
-    if contents and (wanted := _plain(contents[-1])):
-        same = [i for i, choice in enumerate(choices) if _plain(choice) == wanted]
-        if len(same) == 1:
-            return LETTERS[same[0]]
-    return None
+    found = {match.start(): native[match[1] or match[2]] for match in marks.finditer(text)}
+    # "A is larger than B" may be a choice: as a whole line it means itself, and not the letter A.
+    longest = 2 * max(map(len, choices)) + 40
+    line = rf"{said}[:：](?=\s*+([^\n]{{0,{longest}}}))"
+    plain = [_plain(choice) for choice in choices]
+    for mark in re.finditer(line, text):
+        wanted = _plain(mark[1])
+        same = [i for i, choice in enumerate(plain) if choice == wanted]
+        if len(same) == 1 and not (len(wanted) == 1 and wanted.isalpha()):
+            found[mark.start()] = LETTERS[same[0]]
+    return found[max(found)] if found else None
 
 
 def verdict(found: str | None, right: str) -> Verdict:

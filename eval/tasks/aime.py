@@ -43,13 +43,8 @@ _CARD = "Gemma 4 model card and technical report (arXiv 2607.02770v2, table 5), 
 _FRAMES = (
     *(("\u23a7", "\\boxed{"), ("\u23ab", "}"), ("\n\u2502", "\\boxed{"), ("\u2502", "}")),
     *(("\n\u2503", "\\boxed{"), ("\u2503", "}"), ("\n\uf8f0", "\\boxed{"), ("\uf8fb", "}")),
-    *(
-        ("\u221a", "\\sqrt"),
-        ("\u00d7", "\\cdot"),
-        ("\u202f", " "),
-        ("\u2212", "-"),
-        ("\u03c0", "\\pi"),
-    ),
+    *(("\u221a", "\\sqrt"), ("\u00d7", "\\cdot"), ("\u03c0", "\\pi")),
+    *(("\u202f", " "), ("\u2212", "-")),
 )
 _DROPPED = re.compile(
     r"\\(?:left|right|[Bb]ig[lr]?|[Ll]arge|displaystyle|quad)(?![A-Za-z])|\\[;:,!%$ ]|\$|\{,\}|_(?:\d|\{\d+\})"
@@ -86,11 +81,11 @@ def extract(text: str) -> str | None:
     boxed = _boxes(text, r"\\(?:boxed|fbox)\s*\{")
     for content in reversed(boxed):
         content = _NUMBER_AS_TEXT.sub(r"\1", content)
-        value = _value(re.sub(r"(?<=\d),\s?(?=\d{3}(?!\d))", "", content))
+        value = _value(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", content))
         if value is not None:
             return str(value)
     if boxed:
-        return boxed[-1].strip()
+        return boxed[-1].strip() or None
     mark = text.lower().rfind("answer")
     number = None if mark < 0 else final_number(text[mark:])
     return None if number is None else str(number)
@@ -103,7 +98,8 @@ def extract_reference(text: str) -> str | None:
     boxed = _boxes(text, r"(?:boxed|fbox)\{")
     if not boxed:
         numbers = re.findall(r"\b\d+\b", text)
-        return str(int(numbers[-1])) if numbers else None
+        # Python turns no more digits than these into a number and back.
+        return str(int(numbers[-1])) if numbers and len(numbers[-1]) < 4300 else None
     content = re.sub(r"\\(?:boxed|fbox)\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", boxed[-1])
     try:
         return str(int(content))
@@ -145,23 +141,20 @@ def _vote(verdicts: Sequence[Verdict]) -> float:
 
 def _boxes(text: str, opening: str) -> list[str]:
     """What the boxes of a text hold, those whose braces close; a box in a box is part of the outer one."""
-    found, at = [], 0
-    pattern = re.compile(opening)
-    while match := pattern.search(text, at):
-        end = _closing(text, match.end())
-        at = match.start() + 1 if end is None else end + 1
-        if end is not None:
+    closing: dict[int, int] = {}
+    still_open = []
+    for brace in re.finditer(r"[{}]", text):
+        if brace[0] == "{":
+            still_open.append(brace.start())
+        elif still_open:
+            closing[still_open.pop()] = brace.start()
+    found, after = [], 0
+    for match in re.finditer(opening, text):
+        end = closing.get(match.end() - 1)
+        if end is not None and match.start() >= after:
             found.append(text[match.end() : end])
+            after = end + 1
     return found
-
-
-def _closing(text: str, start: int) -> int | None:
-    depth = 1
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return i
-    return None
 
 
 def _value(content: str) -> Fraction | None:
@@ -189,7 +182,7 @@ def _item(row: Row, year: int, number: int) -> Item:
     if problem is None:
         raise _missing(row, "problem", _PROBLEM)
     given = next((row.data[c] for c in _ID if row.data.get(c) is not None), number)
-    said = str(row.data.get("year", "")) or (re.match(r"(\d{4})-", str(given)) or [""])[0][:4]
+    said = str(row.data.get("year") or "") or (re.match(r"(\d{4})-", str(given)) or [""])[0][:4]
     if said and said != str(year):
         raise row.error(f"this problem is of {said}, the task of {year}; take aime_{said}")
     return Item(id=str(given), data={"problem": row.text(problem), "answer": right})

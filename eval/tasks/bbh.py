@@ -26,8 +26,9 @@ from gemma4_jax.errors import UserError
 
 _SPLIT = re.compile(r"(test|train|data|default|part)\b|\d")
 _REFERENCE = re.compile(r"(?<=the answer is )(.*)(?=.)")
-_MARK = re.compile(r"(?i:\banswer)[\s*_]*(?::|\bis\b[\s*_]*:?)[ \t*_]*|\\boxed\s*(\{)")
+_MARK = re.compile(r"(?i:\banswer)[\s*_]*+(?::|\bis\b[\s*_]*+:?)[ \t*_]*+|\\boxed\s*(\{)")
 _WRAPPED = re.compile(r"\\(?:boxed|text|mathrm|mathbf|textbf|texttt)\s*\{([^{}]*)\}")
+_MAX_ANSWER = 2000
 _LETTER = re.compile(r"\(?\b([A-Z])\b\)?")
 
 
@@ -77,8 +78,8 @@ def extract(text: str) -> str | None:
     marks = list(_MARK.finditer(text))
     if not marks:
         return None
-    start = marks[-1].end()
-    content = _braced(text, start) if marks[-1][1] else text[start:].partition("\n")[0]
+    rest = text[marks[-1].end() :][:_MAX_ANSWER]
+    content = _braced(rest) if marks[-1][1] else rest.partition("\n")[0]
     while (inner := _WRAPPED.sub(r"\1", content)) != content:
         content = inner
     content = content.replace("$", "")
@@ -129,13 +130,14 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _braced(text: str, start: int) -> str:
+def _braced(text: str) -> str:
+    """Text up to the brace that closes one before it."""
     depth = 1
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
+    for i, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
-            return text[start:i]
-    return text[start:]
+            return text[:i]
+    return text
 
 
 def _kind(file: Path) -> str:

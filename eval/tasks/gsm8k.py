@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from eval.rows import Row, find_files, read_rows, unique_items
+from eval.rows import Row, has_files, read_rows, unique_items
 from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
 from gemma4_jax.errors import UserError
 from gemma4_jax.verify.answers import final_number, to_number
@@ -37,7 +37,7 @@ def load(path: Path) -> list[Item]:
     path = Path(path)
     columns = ("question", "answer")
     shots: list[str] = []
-    if path.is_dir() and _has(path, _TRAIN):
+    if has_files(path, _TRAIN):
         for row in read_rows(path, columns, named=_TRAIN):
             shots.append(f"Question: {row.text('question')}\nAnswer: {row.text('answer')}\n\n")
             if len(shots) == _SHOTS:
@@ -99,17 +99,9 @@ def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
 
 
 def _compared(text: str) -> str:
-    """As the harness prepares both sides of a comparison."""
-    for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"):
-        text = re.sub(pattern, "", text)
-    return text.lower()
-
-
-def _has(folder: Path, named: str) -> bool:
-    try:
-        return bool(find_files(folder, named=named))
-    except UserError:
-        return False
+    """As the harness prepares both sides of a comparison: no commas, dollars, nor what leads to "#### "."""
+    text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
+    return re.sub(r"\.$", "", text).lower()
 
 
 def _item(row: Row, number: int, shots: list[str]) -> Item:

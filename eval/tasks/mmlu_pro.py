@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import fmean
 
 from eval import choices
-from eval.rows import Row, find_files, read_rows, unique_items
+from eval.rows import Row, has_files, read_rows, unique_items
 from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
 from gemma4_jax.errors import UserError
 
@@ -40,7 +40,7 @@ def load(path: Path) -> list[Item]:
     """Items of the test split, each with its category's validation rows if there are any."""
     path = Path(path)
     shots: dict[str, list[dict[str, object]]] = defaultdict(list)
-    if path.is_dir() and _has_validation(path):
+    if has_files(path, "validation"):
         for row in read_rows(path, (*_COLUMNS, "cot_content"), named="validation"):
             shots[row.text("category")].append(_shot(row))
     rows = read_rows(path, _COLUMNS, named=r"(^|[/_-])test" if path.is_dir() else "")
@@ -81,9 +81,12 @@ def extract_reference(text: str) -> str | None:
     """The letter that the reference reads."""
     text = text.replace("**", "")
     letter = f"[{_REFERENCE_LETTERS}]"
-    for pattern in (rf"answer is \(?({letter})\)?", rf".*[aA]nswer:\s*({letter})"):
-        if match := re.search(pattern, text):
-            return match[1]
+    if match := re.search(rf"answer is \(?({letter})\)?", text):
+        return match[1]
+    # Its ".*[aA]nswer:" is the last on the first line that has one; as written it takes quadratic time.
+    if marked := list(re.finditer(rf"[aA]nswer:\s*({letter})", text)):
+        end = text.find("\n", marked[0].start()) % (len(text) + 1)
+        return [match[1] for match in marked if match.start() <= end][-1]
     alone = re.findall(rf"\b{letter}\b", text)
     return alone[-1] if alone else None
 
@@ -113,13 +116,6 @@ def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
         numbers["share guessed"] = len(guesses) / len(graded)
         numbers["points from guesses"] = sum(guesses) / len(graded)
     return numbers
-
-
-def _has_validation(folder: Path) -> bool:
-    try:
-        return bool(find_files(folder, named="validation"))
-    except UserError:
-        return False
 
 
 def _options(row: Row) -> list[str]:

@@ -35,20 +35,8 @@ from eval.rows import Row, read_rows, unique_items
 from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
 
 LANGUAGES = (
-    *(
-        "AR-XY",
-        "BN-BD",
-        "DE-DE",
-        "ES-LA",
-        "FR-FR",
-        "HI-IN",
-        "ID-ID",
-        "IT-IT",
-        "JA-JP",
-        "KO-KR",
-        "PT-BR",
-    ),
-    *("SW-KE", "YO-NG", "ZH-CN"),
+    *("AR-XY", "BN-BD", "DE-DE", "ES-LA", "FR-FR", "HI-IN", "ID-ID", "IT-IT", "JA-JP", "KO-KR"),
+    *("PT-BR", "SW-KE", "YO-NG", "ZH-CN"),
 )
 _COLUMNS = ("Question", "A", "B", "C", "D", "Answer", "Subject")
 _CARD = "Gemma 4 model card and technical report (arXiv 2607.02770v2, table 5), thinking"
@@ -60,24 +48,11 @@ _REFERENCE_WORDS = (
     *(r"উত্তর\s*:", r"उत्तर\s*:", "উত্তরঃ", r"উত্তর\s*:", r"Antwort\s*:"),
     *(r"답변\s*:", r"정답\s*:", r"답\s*:"),
     *(r"答案\s*：", r"答案\s*:", r"答\s*：", r"答\s*:", r"答复\s*：", r"答曰\s*："),
-    *(
-        "الإجابة:",
-        "الجواب:",
-        "إجابة:",
-        "الإجابة النهائية:",
-        "الإجابة الصحيحة:",
-        "الإجابة الصحيحة هي:",
-    ),
+    *("الإجابة:", "الجواب:", "إجابة:", "الإجابة النهائية:", "الإجابة الصحيحة:"),
+    "الإجابة الصحيحة هي:",
     *("الإجابة هي:", "الجواب النهائي:"),
-    *(
-        r"Respuesta\s*:",
-        r"Risposta\s*:",
-        r"答え\s*:",
-        r"答え\s*：",
-        r"回答\s*:",
-        r"回答\s*：",
-        r"解答\s*:",
-    ),
+    *(r"Respuesta\s*:", r"Risposta\s*:", r"答え\s*:", r"答え\s*："),
+    *(r"回答\s*:", r"回答\s*：", r"解答\s*:"),
     *(r"Jawaban\s*:", r"Réponse\s*:", r"Resposta\s*:", r"Jibu\s*:"),
     *(r"Idahun\s*:", r"Ìdáhùn\s*:", r"Idáhùn\s*:", "A\u0300m\u1ecd\u0300na\u0300\\s*:"),
     *(r"Àdáhùn\s*:", "A\u0300nu\u0301go\u0323\\s*:", r"Àṣàyàn\s*:"),
@@ -93,58 +68,17 @@ _REFERENCE_NOISE = (
 
 # The word for "answer" in each of the languages, and in English.
 _WORDS = (
-    *(
-        "answer",
-        "الإجابة(?: الصحيحة| النهائية)?(?: هي)?",
-        "الجواب(?: الصحيح| النهائي)?(?: هو)?",
-        "إجابة",
-    ),
-    *(
-        "উত্তর",
-        "সঠিক উত্তর",
-        "Antwort",
-        "Lösung",
-        "respuesta",
-        "réponse",
-        "reponse",
-        "उत्तर",
-        "सही उत्तर",
-        "जवाब",
-    ),
-    *(
-        "jawaban",
-        "risposta",
-        "答え",
-        "答案",
-        "正解",
-        "解答",
-        "回答",
-        "答",
-        "정답",
-        "답변",
-        "답",
-        "resposta",
-        "jibu",
-    ),
-    *("ìdáhùn", "idáhùn", "idahun", "àdáhùn"),
+    *("الإجابة(?: الصحيحة| النهائية)?(?: هي)?", "الجواب(?: الصحيح| النهائي)?(?: هو)?", "إجابة"),
+    *("answer", "Antwort", "Lösung", "respuesta", "réponse", "reponse", "risposta", "resposta"),
+    *("jawaban", "jibu", "ìdáhùn", "idáhùn", "idahun", "àdáhùn", "উত্তর", "उत्तर", "जवाब"),
+    *("答え", "答案", "正解", "解答", "回答", "答", "정답", "답변", "답"),
 )
 # Letters of choices in other scripts. Not here: digits, which may be a choice's own text.
-_LETTERS = {
-    letter: "ABCD"[i]
-    for row in (
-        "أبجد",
-        "ابجد",
-        "কখগঘ",
-        "अबसद",
-        "कखगघ",
-        "가나다라",
-        "アイウエ",
-        "甲乙丙丁",
-        "①②③④",
-        "ＡＢＣＤ",
-    )
-    for i, letter in enumerate(row)
-} | dict(zip("অবডঢ", "ABCD", strict=True))
+_SPELLINGS = (
+    *("أبجد", "ابجد", "কখগঘ", "अबसद", "कखगघ", "가나다라"),
+    *("アイウエ", "甲乙丙丁", "①②③④", "ＡＢＣＤ", "অবডঢ"),
+)
+_LETTERS = {letter: "ABCD"[i] for row in _SPELLINGS for i, letter in enumerate(row)}
 
 
 def load(path: Path) -> list[Item]:

@@ -64,12 +64,21 @@ def test_listed():
         ("Answer: ٤٢", "B"),
         ("Answer: Seven", "A"),
         ("Answer: 43", None),
-        # But a letter before it counts more.
-        ("Answer: C\nThat is to say, answer: 42", "C"),
+        ("Answer: C\nOr rather, answer: 42", "B"),
+        ("Answer: 42\nOr rather, answer: C", "C"),
     ],
 )
 def test_the_letter_of_an_answer(text, letter):
     assert final_choice(text, OPTIONS) == letter
+
+
+def test_a_choice_that_begins_like_a_letter_is_itself():
+    options = ["I, II and III", "A few producers", "S=1, R=1", "C"]
+    for i, option in enumerate(options[:3]):
+        assert final_choice(f"Answer: {option}.", options) == "ABC"[i]
+    # A choice that is one letter is no name of itself: the letter is.
+    assert final_choice("Answer: C", options) == "C"
+    assert final_choice("Answer: A few others", options) == "A"
 
 
 def test_the_same_text_twice_names_no_choice():
