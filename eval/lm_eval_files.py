@@ -21,7 +21,8 @@ from typing import Any
 from eval.browser import prompt_text
 from eval.judged import CellKey, Judged, by_question, cells
 from eval.report import mean_score, model_name, write_text
-from eval.results import Results, Source, key_of
+from eval.results import Results, key_of
+from eval.summarize import Source
 
 _FILTER = "none"
 
@@ -75,7 +76,9 @@ def write_lm_eval(
 
 
 def target(data: Mapping[str, Any]) -> str:
-    """The right answer of an item, where its data has one under a usual name; else ""."""
+    """The right answer of an item, where its data has one under a usual name; else "" (programs have
+    none).
+    """
     for name in ("answer", "target", "solution", "label"):
         if name in data:
             return str(data[name])

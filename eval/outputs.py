@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.judged import read_folder
+from eval.judged import CellKey, read_folder
 from eval.lm_eval_files import write_lm_eval
 from eval.report import report, write_text
-from eval.results import Results, Source, summarize_all, write_json
+from eval.results import Results, write_json
+from eval.summarize import Source, summarize_all
 from gemma4_jax.errors import UserError
 
 
@@ -32,8 +33,8 @@ def write_results(folder: Path, sources: Mapping[str, Source]) -> list[Results]:
     judged, without = read_folder(folder)
     if not judged:
         raise UserError(f"{folder} has no judged samples; run the benchmarks, then score them")
-    results = summarize_all(sources, judged)
     run = {**_about(folder), "generations_without_verdict": without}
+    results = summarize_all(sources, judged, _planned(run))
     write_json(folder / "results.json", results, run)
     write_text(
         folder / "report.html",
@@ -45,6 +46,16 @@ def write_results(folder: Path, sources: Mapping[str, Source]) -> list[Results]:
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", when)
     write_lm_eval(folder / "lm_eval", stamp, results, run, judged, sources)
     return results
+
+
+def _planned(run: Mapping[str, Any]) -> dict[CellKey, int]:
+    """Samples that the run meant to have, by cell."""
+    planned = {}
+    for cell in run.get("cells", ()):
+        settings = json.dumps(cell["settings"], sort_keys=True)
+        key = CellKey(cell["task"], cell["model"], cell["protocol"], settings)
+        planned[key] = int(cell["answers"])
+    return planned
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Where a folder has several checkpoints of a training, scores against their steps
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from eval.stats import Interval, compare_means
 from gemma4_jax import pages
 from gemma4_jax.errors import report_user_errors
 
+# Of a checkpoint: runs/sft/1200, sft/step-1200, checkpoint_1200.
+_STEP = re.compile(r"(?:/|step[-_]?|checkpoint[-_])(\d+)$")
 _HEADER = (
     "benchmark",
     "model",
@@ -37,7 +40,7 @@ _HEADER = (
 def report(
     title: str, results: Sequence[Results], run: Mapping[str, Any], judged: Sequence[Judged]
 ) -> str:
-    """The page. run: of results.json; its `models` give names and steps to fingerprints."""
+    """The page. run: of results.json; its `models` give names to fingerprints."""
     parts = [
         pages.heading("Scores"),
         pages.table(_HEADER, [score_row(r, run) for r in results]),
@@ -95,9 +98,9 @@ def steps(
     """
     lines: dict[str, list[tuple[int, Results]]] = defaultdict(list)
     for r in results:
-        step = run.get("models", {}).get(r.model, {}).get("step")
-        if step is not None:
-            lines[f"{r.title}, {asked(r)}"].append((int(step), r))
+        step = _STEP.search(model_name(r.model, run))
+        if step:
+            lines[f"{r.title}, {asked(r)}"].append((int(step[1]), r))
     lines = {
         name: sorted(found, key=lambda f: f[0]) for name, found in lines.items() if len(found) > 1
     }
@@ -156,8 +159,11 @@ def _section(r: Results, run: Mapping[str, Any]) -> list[str]:
         ("bootstrap over questions [95 %]", "" if r.bootstrap is None else percent(r.bootstrap)),
         ("standard error, other questions", _share(r.standard_error)),
         ("standard error, same questions again", _share(r.standard_error_across_runs)),
-        ("questions", f"{r.questions} of {r.questions_asked}"),
-        ("samples", f"{r.samples}, {low if low == high else f'{low} to {high}'} a question"),
+        ("questions", str(r.questions)),
+        (
+            "samples",
+            f"{r.samples} of {r.samples_asked}, {low if low == high else f'{low} to {high}'} a question",
+        ),
         ("no answer found", f"{r.no_answer:.1%}"),
         ("ran out of tokens", f"{r.truncated:.1%}"),
         ("thought did not end", f"{r.unfinished_thoughts:.1%}"),
@@ -201,7 +207,7 @@ def _published(r: Results, run: Mapping[str, Any]) -> list[Any]:
     """Of the same model, where its name tells; else none: another size's number would mislead."""
     words = model_name(r.model, run).lower().replace("_", "-")
     fitting = [p for p in r.published if p.model.lower() in words]
-    # "e4b" is part of "26b-a4b" to no one, but "2b" would be of "12b": the longest name is meant.
+    # Of two names that both fit the longer is meant.
     longest = max((len(p.model) for p in fitting), default=0)
     return [p for p in fitting if len(p.model) == longest]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.judged import Judged
-from eval.results import Source
 from eval.store import Generation
+from eval.summarize import Source
 from eval.task import Answer, Item, Published, Settings, Task, Verdict
 
 SETTINGS: dict[str, Any] = {

@@ -17,8 +17,8 @@ from eval.browser import browser
 from eval.charts import Row, curves, percent, whiskers
 from eval.outputs import write_results
 from eval.report import main, points, report, steps
-from eval.results import summarize, summarize_all
 from eval.stats import Interval
+from eval.summarize import summarize, summarize_all
 from gemma4_jax.errors import UserError
 from tests.eval.made_runs import answers, judged, source, write_run
 
@@ -140,12 +140,15 @@ def test_checkpoints_are_drawn_against_their_steps():
     first = answers([["1"], ["2"], ["3"]])
     second = answers([["0"], ["2"], ["4"]], "f2")
     results = summarize_all({"sums": source()}, second + first)
-    run = {"models": {"f1": {"name": "a", "step": 100}, "f2": {"name": "b", "step": 200}}}
+    run = {"models": {"f1": {"name": "runs/a/100"}, "f2": {"name": "step-200"}}}
     page = Page("".join(steps(results, run, first + second)))
     assert re.search(
         r"100\s*33\.3%.*200\s*100\.0%.*\+66\.7 \[", page.text.split("p\n")[-1], re.DOTALL
     )
-    assert steps(results, {"models": {"f1": {"step": 100}}}, first) == []
+    assert (
+        steps(results, {"models": {"f1": {"name": "gemma-4"}, "f2": {"name": "a/200"}}}, first)
+        == []
+    )
 
 
 def test_charts_stay_inside_and_escape():

@@ -7,8 +7,9 @@ import pytest
 
 from eval.judged import by_question, cells, join, read_folder
 from eval.outputs import write_results
-from eval.results import read_json, summarize, summarize_all, write_json
+from eval.results import read_json, write_json
 from eval.stats import clustered
+from eval.summarize import summarize, summarize_all
 from eval.task import Graded
 from gemma4_jax.errors import UserError
 from tests.eval.made_runs import answers, judged, source, write_run
@@ -21,7 +22,7 @@ def test_numbers_by_hand():
     got = summarize(source(), answers(ROWS))
     assert got.score == clustered([1, 0.5, 0], 12)
     assert got.score.estimate == 0.5 and got.name == "avg@4"
-    assert (got.questions, got.questions_asked, got.samples, got.samples_each) == (3, 3, 12, (4, 4))
+    assert (got.questions, got.samples, got.samples_asked, got.samples_each) == (3, 12, 12, (4, 4))
     assert got.standard_error == pytest.approx(0.5 / 3**0.5)
     # Runs: samples 0 to 3 of all questions are right twice, once, once, twice of three times.
     assert got.standard_error_across_runs == pytest.approx((1 / 27) ** 0.5 / 2)
@@ -53,12 +54,13 @@ def test_questions_count_alike_whatever_samples_they_have():
 def test_missing_samples_are_said():
     samples = [j for j in answers(ROWS) if (j.generation.item, j.generation.sample) != ("q1", 3)]
     got = summarize(source(5), samples)
-    assert (got.questions, got.questions_asked, got.samples_each) == (3, 5, (3, 4))
-    assert any("2 of 5 questions have no sample, 1 have fewer than 4" in n for n in got.notes)
-    assert any("3 of 4 samples that every question has" in n for n in got.notes)
+    assert (got.questions, got.samples, got.samples_asked, got.samples_each) == (3, 11, 20, (3, 4))
+    assert any("9 of 20 samples are missing" in n for n in got.notes)
+    assert any("1 of 3 questions have fewer than 4 samples" in n for n in got.notes)
+    assert any("over the 3 that every question has" in n for n in got.notes)
     assert [(a.k, a.questions) for a in got.pass_at_k] == [(1, 3), (2, 3), (4, 2)]
-    fewer = dataclasses.replace(source(5), asked=3)
-    assert not any("2 of" in n for n in summarize(fewer, samples).notes)
+    assert any("1 of 12 samples" in n for n in summarize(source(5), samples, 12).notes)
+    assert not any("missing" in n for n in summarize(source(5), samples, 11).notes)
 
 
 def test_one_sample_each_has_no_rerun_error_and_no_majority():
@@ -87,6 +89,16 @@ def test_a_vote_may_be_another_word_than_the_answer():
         for s, (letter, vote, score) in enumerate(letters)
     ]
     assert summarize(source(1), samples).majority_at_k[0].score.estimate == 1
+
+
+def test_letters_of_shuffled_choices_are_no_votes():
+    samples = [
+        judged(0, s, "0", messages=[{"role": "user", "content": f"order {s}"}]) for s in range(4)
+    ]
+    got = summarize(source(1), samples)
+    assert got.majority_at_k == [] and any("No maj@k" in note for note in got.notes)
+    voting = [dataclasses.replace(j, details={"vote": "x"}) for j in samples]
+    assert len(summarize(source(1), voting).majority_at_k) == 1
 
 
 def test_copies_are_found():
