@@ -117,7 +117,7 @@ _SCRIPT = """
 
 def browser(runs: Mapping[str, Sequence[Judged]]) -> list[str]:
     """Parts of a page. runs: samples by what to call them; "" for the only one."""
-    packed = gzip.compress(json.dumps(_document(runs), separators=(",", ":")).encode(), 9, mtime=0)
+    packed = gzip.compress(json.dumps(_document(runs), separators=(",", ":")).encode(), 6, mtime=0)
     return [
         f"<style>{_STYLE}</style>",
         '<div id="find"><input id="search" type="search" aria-label="search" '
