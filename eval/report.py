@@ -60,6 +60,11 @@ def report(
     return pages.page(title, parts)
 
 
+def table(results: Sequence[Results], run: Mapping[str, Any]) -> str:
+    """The scores for a terminal."""
+    return pages.text_table(_HEADER, [score_row(r, run) for r in results])
+
+
 def score_row(r: Results, run: Mapping[str, Any]) -> tuple[str, ...]:
     """Cells of the table of scores, for a page or a terminal."""
     each = r.samples / r.questions

@@ -16,7 +16,7 @@ from eval import compare
 from eval.browser import browser
 from eval.charts import Row, curves, percent, whiskers
 from eval.outputs import write_results
-from eval.report import main, points, report, steps
+from eval.report import main, points, report, steps, table
 from eval.stats import Interval
 from eval.summarize import summarize, summarize_all
 from gemma4_jax.errors import UserError
@@ -81,6 +81,15 @@ def test_a_report_says_what_there_is_and_loads_nothing():
     # Beside the score stands the published one of this model alone.
     row = page.text.split("cut off")[1].split("published")[0]
     assert "e2b 37.5" in row and "31b" not in row
+
+
+def test_a_terminal_gets_the_same_scores():
+    got = table(
+        [summarize(source(), answers(ROWS))], {"models": {"f1": {"name": "gemma-4-E2B-it"}}}
+    )
+    assert re.search(
+        r"Sums +gemma-4-E2B-it +thinking T=1 +3 x 4 +50\.0% \[.*\] +e2b 37\.5 +16\.7%", got
+    )
 
 
 def test_every_sample_is_in_the_page():
