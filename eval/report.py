@@ -3,7 +3,7 @@
     python -m eval.report FOLDER      # writes report.html anew; needs results.json, no model, no data
 
 Where a folder has several checkpoints of a training, scores against their steps. Not here: numbers
-(results.py), the list of samples (browser.py), two runs side by side (compare.py).
+(numbers.py), the list of samples (browser.py), two runs side by side (compare.py).
 """
 
 from __future__ import annotations
