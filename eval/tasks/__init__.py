@@ -4,8 +4,12 @@ from eval.task import Task
 from eval.tasks import (
     aime,
     bbh,
+    codeforces,
     gpqa_diamond,
     gsm8k,
+    humaneval,
+    ifeval,
+    livecodebench,
     mmlu_pro,
     mmmlu,
 )
@@ -19,6 +23,10 @@ _ALL: tuple[Task, ...] = (
     mmmlu.TASK,
     gsm8k.TASK,
     bbh.TASK,
+    livecodebench.LIVECODEBENCH,
+    codeforces.CODEFORCES,
+    humaneval.HUMANEVAL,
+    ifeval.IFEVAL,
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
