@@ -47,7 +47,9 @@ class Cell:
         """Every sample of an item."""
         settings = as_json(self.settings, self.seed)
         for sample in range(self.settings.samples):
-            messages = [dict(m) for m in self.task.prompt(item, sample, self.protocol)]
+            messages: list[Message] = [
+                dict(m) for m in self.task.prompt(item, sample, self.protocol)
+            ]
             asked = (self.task.name, item.id, sample, self.protocol, messages, settings, self.model)
             yield Ask(
                 key=digest(asked),

@@ -28,9 +28,10 @@ class Generation:
     """One sample of one item, as it was generated.
 
     key: digest of (task, item, sample, protocol, messages, settings, model fingerprint). text: everything the
-    model wrote after the prompt, control tokens spelt out. thought, answer: its parts; thought is None if it has
-    none. truncated: it ended for lack of tokens. unfinished_thought: it ended inside its thought, so it has no
-    answer. prompt_tokens, thought_tokens, answer_tokens: lengths. seconds: from its submission to its last token.
+    model wrote after the prompt, control tokens spelt out. thought, answer: its parts; thought is None if it
+    has none. truncated: it ended for lack of tokens. unfinished_thought: it ended inside its thought, so it
+    has no answer. prompt_tokens, thought_tokens, answer_tokens: lengths. seconds: from its submission to its
+    last token.
     """
 
     key: str

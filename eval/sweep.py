@@ -67,11 +67,10 @@ def _of(given: str, config: SweepConfig) -> "list[EngineSource]":
         raise UserError(f"checkpoints has {given!r}, and nothing is called so")
     result = []
     for path in paths:
-        numbers = steps(Path(path)) if is_training_run(Path(path)) else []
-        result += [
-            EngineSource(path, config.model, config.mesh, step=number)
-            for number in numbers or [None]
-        ]
+        numbers: list[int | None] = [None]
+        if is_training_run(Path(path)):
+            numbers = [*steps(Path(path))] or numbers
+        result += [EngineSource(path, config.model, config.mesh, step=one) for one in numbers]
     return result
 
 

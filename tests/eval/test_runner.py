@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from eval import score, sweep
+from eval import score
 from eval.store import read
 
 from .small_tasks import TASKS, write_items
+
+pytestmark = pytest.mark.slow
 
 KILLS, ITEMS, SAMPLES = 20, 5, 8
 TOTAL = 2 * 4 * ITEMS * SAMPLES
@@ -20,7 +21,7 @@ TOTAL = 2 * 4 * ITEMS * SAMPLES
 def words_for(models, tasks, workdir):
     return [
         "quick", "--checkpoints", *map(str, models), "--tasks", *tasks, "--workdir", str(workdir),
-        "--limit", "0", "--generation.samples", str(SAMPLES), "--generation.max-tokens", "12",
+        "--limit", "0", "--generation.samples", str(SAMPLES), "--generation.max-tokens", "24",
         "--model.dtype", "float32", "--model.max-slots", "8", "--model.max-tokens", "2048",
     ]  # fmt: skip
 
@@ -30,11 +31,50 @@ def tasks(tmp_path_factory):
     return write_items(tmp_path_factory.mktemp("data"), ITEMS)
 
 
+class Drills:
+    """Sweeps in processes of their own, which share compiled programs."""
+
+    def __init__(self, repository, folder, models, tasks):
+        self.repository, self.folder, self.models, self.tasks = repository, folder, models, tasks
+
+    def run(self, name, kills):
+        """The folder of a sweep that was killed so often, what its file held at each kill, and its log."""
+        workdir, log = self.folder / name, self.folder / f"{name}.log"
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "DRILL_LOG": str(log),
+            "DRILL_TOTAL": str(TOTAL),
+        }
+        store = workdir / "generations.jsonl"
+        words = words_for(self.models, self.tasks, workdir)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.eval.drill", str(kills), "1", str(store), *words],
+            cwd=self.repository,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + log.read_text()
+        found = json.loads(done.stdout)
+        assert found["code"] == 0, log.read_text()
+        return workdir, found["held"], log.read_text()
+
+
 @pytest.fixture(scope="module")
-def undisturbed(model_folders, tasks, tmp_path_factory):
+def drills(repository, model_folders, tasks, tmp_path_factory):
+    return Drills(repository, tmp_path_factory.mktemp("drills"), model_folders, tasks)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drills):
     """The folder of a sweep to which nothing happens."""
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert sweep.main(words_for(model_folders, tasks, workdir), TASKS) == 0
+    workdir, held, _ = drills.run("undisturbed", 0)
+    assert held == []
     return workdir
 
 
@@ -85,38 +125,16 @@ def test_scoring_again_without_a_model_changes_nothing(undisturbed, capsys):
     assert capsys.readouterr().out.count("step-1") == 4
 
 
-@pytest.mark.slow
-def test_killed_at_20_random_moments_it_ends_as_undisturbed(
-    undisturbed, model_folders, tasks, repository, tmp_path
-):
+def test_killed_at_20_random_moments_it_ends_as_undisturbed(undisturbed, drills):
     """Real processes with the engine in them, ended by SIGKILL; at every third kill a torn line is left too."""
-    workdir = tmp_path / "run"
-    store = workdir / "generations.jsonl"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "DRILL_LOG": str(tmp_path / "log"),
-        "DRILL_TOTAL": str(TOTAL),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.eval.drill", str(KILLS), "1", str(store),
-         *words_for(model_folders, tasks, workdir)],
-        cwd=repository, env=environment, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    log = Path(tmp_path / "log").read_text()
-    assert done.returncode == 0, done.stderr + log
-    found = json.loads(done.stdout)
-    assert found["code"] == 0, log
-    assert len(found["held"]) >= KILLS - 3, "attempts were over before they could be killed"
+    workdir, at_kills, log = drills.run("killed", KILLS)
+    assert len(at_kills) >= KILLS - 3, "attempts were over before they could be killed"
     # Whatever was there at a kill is there in the end, as it was, and once: nothing lost, nothing repeated.
-    lines = store.read_text().splitlines(keepends=True)
-    for held in found["held"]:
-        whole = [line for line in held.splitlines(keepends=True) if line.endswith("\n")]
+    lines = (workdir / "generations.jsonl").read_bytes().splitlines(keepends=True)
+    for held in at_kills:
+        whole = [line for line in held.encode().splitlines(keepends=True) if line.endswith(b"\n")]
         assert lines[: len(whole)] == whole
-    sizes = [held.count("\n") for held in found["held"]]
+    sizes = [held.count("\n") for held in at_kills]
     assert len(set(sizes)) > KILLS // 2, sizes
     assert len(lines) == TOTAL
     assert generated(workdir) == generated(undisturbed)
