@@ -256,6 +256,11 @@ class Engine:
         """Whether nobody waits for anything."""
         return not self._waiting and not self._active()
 
+    @property
+    def active(self) -> int:
+        """Requests whose prompts are being read or that decode; at most `max_slots`."""
+        return len(self._active())
+
     def step(self) -> None:
         """Admit what fits, read one chunk of prompts, and decode a few tokens of every row."""
         with self._lock, over(self._mesh), _uninterrupted():
