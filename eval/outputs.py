@@ -35,6 +35,8 @@ def write_results(folder: Path, sources: Mapping[str, Source]) -> list[Results]:
         raise UserError(f"{folder} has no judged samples; run the benchmarks, then score them")
     run = {**_about(folder), "generations_without_verdict": without}
     results = summarize_all(sources, judged, _planned(run))
+    models = list(run.get("models", ()))
+    results.sort(key=lambda r: (r.task, models.index(r.model) if r.model in models else -1))
     write_json(folder / "results.json", results, run)
     write_text(
         folder / "report.html",

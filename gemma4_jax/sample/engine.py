@@ -233,7 +233,7 @@ class Engine:
     @property
     def active(self) -> int:
         """Requests whose prompts are being read or that decode; at most `max_slots`."""
-        return len(self._active())
+        return self._scheduler.active
 
     def step(self) -> None:
         """Let all requests go on by a chunk of prompts and a few tokens; waiting for events does that too."""

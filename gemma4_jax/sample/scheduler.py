@@ -90,6 +90,11 @@ class Scheduler:
     # One step
 
     @property
+    def active(self) -> int:
+        """Requests whose prompts are being read or that decode."""
+        return len(self._active())
+
+    @property
     def idle(self) -> bool:
         """Whether nobody waits for anything."""
         return not (self._waiting or self._active() or self._searching)

@@ -58,7 +58,7 @@ def test_every_sample_of_every_item_once_with_a_seed_of_its_own(config, capsys):
     items = [(g.task, g.item) for g in made]
     assert items != sorted(items)
     assert [items[i] for i in range(0, 36, 3)] == [items[i] for i in range(2, 36, 3)]
-    assert "has_a" in capsys.readouterr().out
+    assert "has a" in capsys.readouterr().out
 
 
 def test_scores_are_those_of_the_answers(config):
@@ -71,12 +71,12 @@ def test_scores_are_those_of_the_answers(config):
     (first, second) = results(config)["results"]
     assert (first["task"], second["task"]) == ("has_a", "has_e")
     assert first["score"]["estimate"] == pytest.approx(sum(means) / 6)
-    assert first["pass_at_k"]["1"] == pytest.approx(sum(means) / 6)
-    assert set(first["by_category"]) == {"even", "odd"}
+    assert first["pass_at_k"][0]["score"]["estimate"] == pytest.approx(sum(means) / 6)
+    assert {row["name"] for row in first["categories"]} == {"even", "odd"}
     assert first["summary"] == {"judged": 18.0}
-    assert (first["questions"], first["answers"], first["missing"]) == (6, 18, 0)
+    assert (first["questions"], first["samples"], first["samples_asked"]) == (6, 18, 18)
     assert first["no_answer"] == pytest.approx(1 - sum(map(sum, by_item.values())) / 18)
-    assert first["tokens"]["answer"]["mean"] == 8.0
+    assert first["answer_tokens"]["mean"] == 8.0
 
 
 def test_a_stopped_run_goes_on_and_repeats_nothing(config):
@@ -111,10 +111,10 @@ def test_more_items_samples_and_benchmarks_add_to_a_folder(config):
     source = Scripted()
     evaluate([config], [source], TASKS)
     assert len(source.asked) == 36 - 4
-    assert [r["answers"] for r in results(config)["results"]] == [18, 18]
+    assert [r["samples"] for r in results(config)["results"]] == [18, 18]
     # A smaller run in the same folder still tells of everything that is there.
     evaluate([small_one], [Scripted()], TASKS)
-    assert [r["answers"] for r in results(config)["results"]] == [18, 18]
+    assert [r["samples"] for r in results(config)["results"]] == [18, 18]
 
 
 def test_another_seed_setting_model_or_message_is_another_generation(config):
@@ -169,10 +169,10 @@ def test_scores_can_be_made_again_without_a_model(config, capsys):
     ]
     assert score.score(config.workdir, TASKS) == 0
     assert results(config) == before
-    assert "has_e" in capsys.readouterr().out
+    assert "has e" in capsys.readouterr().out
 
 
-def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config):
+def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config, capsys):
     def cut(ask):
         if ask.sample:
             return reply("aaa")
@@ -189,14 +189,14 @@ def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config):
     evaluate([config], [Scripted(cut)], {**TASKS, "has_a": spy})
     first = results(config)["results"][0]
     assert first["score"]["estimate"] == pytest.approx(2 / 3)
-    assert first["unfinished_thought"] == first["truncated"] == pytest.approx(1 / 3)
+    assert first["unfinished_thoughts"] == first["truncated"] == pytest.approx(1 / 3)
     assert set(asked_for_letters) == {"aaa"}
-    assert any("thoughts did not end" in text for text in results(config)["warnings"])
+    assert "thoughts did not end" in capsys.readouterr().err
 
 
-def test_copies_instead_of_samples_are_noticed(config):
+def test_copies_instead_of_samples_are_noticed(config, capsys):
     evaluate([config], [Scripted(lambda ask: reply("word " * 50))], TASKS)
-    assert any("copies of each other" in text for text in results(config)["warnings"])
+    assert "copies of each other" in capsys.readouterr().err
     assert results(config)["results"][0]["identical_repeats"] == 1.0
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_asked_is_left_out_and_asked_again(config, capsys):
 
     assert evaluate([config], [Scripted(some)], TASKS) == 1
     assert "6 of 36 could not be asked, the first: has_" in capsys.readouterr().err
-    assert [r["missing"] for r in results(config)["results"]] == [3, 3]
+    assert [r["samples_asked"] - r["samples"] for r in results(config)["results"]] == [3, 3]
     again = Scripted()
     assert evaluate([config], [again], TASKS) == 0
     assert len(again.asked) == 6
@@ -229,7 +229,7 @@ def test_a_mistake_in_a_scorer_costs_no_generation(config, tmp_path, capsys):
     assert "3 answers could not be judged, the first: has_a item q2 sample" in error
     assert "RuntimeError: a scorer with a mistake" in error
     assert len(generations(config)) == 36
-    assert results(config)["results"][0]["answers"] == 15
+    assert results(config)["results"][0]["samples"] == 15
 
 
 def test_scoring_runs_beside_generation(config):
