@@ -1,16 +1,32 @@
 """The benchmarks, by name. One file each; `TASKS` is where a new one is added."""
 
 from eval.task import Task
-from eval.tasks.codeforces import CODEFORCES
-from eval.tasks.humaneval import HUMANEVAL
-from eval.tasks.ifeval import IFEVAL
-from eval.tasks.livecodebench import LIVECODEBENCH
+from eval.tasks import (
+    aime,
+    bbh,
+    codeforces,
+    gpqa_diamond,
+    gsm8k,
+    humaneval,
+    ifeval,
+    livecodebench,
+    mmlu_pro,
+    mmmlu,
+)
 
 _ALL: tuple[Task, ...] = (
-    CODEFORCES,
-    HUMANEVAL,
-    IFEVAL,
-    LIVECODEBENCH,
+    mmlu_pro.TASK,
+    gpqa_diamond.TASK,
+    aime.AIME_2024,
+    aime.AIME_2025,
+    aime.AIME_2026,
+    mmmlu.TASK,
+    gsm8k.TASK,
+    bbh.TASK,
+    livecodebench.TASK,
+    codeforces.TASK,
+    humaneval.TASK,
+    ifeval.TASK,
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
