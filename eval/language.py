@@ -44,7 +44,7 @@ _ABBREVIATIONS = (
     "jan feb aug sept oct nov dec tues wed fri u.s u.s.a u.k u.n d.c n.y l.a ph.d m.b.a calif mass conn"
 )
 _STARTERS = "although but even he however i if in it many most so some the there these they this when while yet"
-_END = re.compile(r"(\S*?)([.?!])[)\]\"'*\u2019\u201d]*(?=\s|$)")
+_CLOSING = ")]\"'*\u2019\u201d"
 
 
 def detect(text: str) -> str | None:
@@ -75,14 +75,17 @@ def _by_words(text: str, languages: dict[str, list[str]]) -> str:
 
 def count_sentences(text: str) -> int:
     """How many sentences end in `.`, `?` or `!`; a rest without an end is one more."""
-    count, start = 0, 0
-    for match in _END.finditer(text):
-        word = match[1].lower().lstrip("(\"'[*")
-        following = re.match(r"\W*(\w+)", text[match.end() :])
-        if match[2] == "." and following and _abbreviated(word, following[1]):
-            continue
-        count, start = count + 1, match.end()
-    return count + bool(re.search(r"\S", text[start:]))
+    words = text.split()
+    count, ended = 0, True
+    for i, word in enumerate(words):
+        bare = word.rstrip(_CLOSING)
+        ended = bare.endswith((".", "?", "!"))
+        if bare.endswith(".") and i + 1 < len(words):
+            following = re.search(r"\w+", words[i + 1])
+            name = bare[:-1].lower().lstrip("([*\"'")
+            ended = following is None or not _abbreviated(name, following[0])
+        count += ended
+    return count + (not ended)
 
 
 def _abbreviated(word: str, following: str) -> bool:

@@ -16,8 +16,8 @@ The quirks of lcb_runner/evaluation/testing_util.py (MIT, 2025) that decide verd
   * 6 s per test and for loading; the alarm is an exception, which a bare `except` swallows
   * the first failure ends the candidate
 
-One thing is not kept: a candidate that looks for the expected output in its caller's frames finds none.
-Also not here: numpy, which is in the reference's environment; memory without bound (4 GiB here).
+Two things are not kept: a candidate that looks for the expected output in its caller's frames finds none,
+and an object whose `==` is always true equals nothing. Also not here: numpy, which is in the reference's environment; memory without bound (4 GiB here).
 """
 
 import json

@@ -7,15 +7,11 @@ Expected outputs never enter the sandbox. Not here: the sandbox (gemma4_jax/veri
 benchmark's own way of running (eval/lcb_official.py).
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
-from eval.task import Graded
 from gemma4_jax.verify.sandbox import Limits, Sandbox
-
-_FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,20 @@ class Case:
 
 
 def blocks(text: str) -> list[str]:
-    """What stands between fences that have a line to themselves, in order."""
-    return _FENCED.findall(text)
+    """What stands between fences that have a line to themselves; the first may name a language."""
+    found: list[str] = []
+    inside: list[str] | None = None
+    for line in text.split("\n"):
+        fence = line.strip(" \t")
+        if inside is None:
+            if fence.startswith("```") and "`" not in fence[3:]:
+                inside = []
+        elif fence == "```":
+            found.append("".join(f"{kept}\n" for kept in inside))
+            inside = None
+        else:
+            inside.append(line)
+    return found
 
 
 def last_block(text: str) -> str:
@@ -70,30 +78,6 @@ def failed_case(sandbox: Sandbox, code: str, cases: Sequence[Case], limits: Limi
         if why:
             return f"test {number} of {len(cases)}: {why}"
     return ""
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """The chance that k of n samples, drawn without replacement, hold a correct one (arXiv 2107.03374)."""
-    if not 0 <= correct <= n or not 0 < k <= n:
-        raise ValueError(f"need 0 <= correct <= n and 0 < k <= n, got {correct} of {n}, k = {k}")
-    missed = 1.0
-    for i in range(n - correct + 1, n + 1):
-        missed *= 1.0 - k / i if i > k else 0.0
-    return 1.0 - missed
-
-
-def pass_at_ks(graded: Iterable[Graded]) -> Mapping[str, float]:
-    """pass@1, 2, 5, 10 ... as far as every item has samples, averaged over items."""
-    counts: dict[str, list[int]] = {}
-    for one in graded:
-        n_correct = counts.setdefault(one.item.id, [0, 0])
-        n_correct[0] += 1
-        n_correct[1] += one.verdict.score == 1.0
-    fewest = min((n for n, _ in counts.values()), default=0)
-    ks = [k for k in (1, 2, 5, 10, 20, 50, 100, 200) if k <= fewest]
-    return {
-        f"pass@{k}": sum(pass_at_k(n, c, k) for n, c in counts.values()) / len(counts) for k in ks
-    }
 
 
 def _lines(text: str) -> list[str]:

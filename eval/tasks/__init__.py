@@ -23,10 +23,10 @@ _ALL: tuple[Task, ...] = (
     mmmlu.TASK,
     gsm8k.TASK,
     bbh.TASK,
-    livecodebench.LIVECODEBENCH,
-    codeforces.CODEFORCES,
-    humaneval.HUMANEVAL,
-    ifeval.IFEVAL,
+    livecodebench.TASK,
+    codeforces.TASK,
+    humaneval.TASK,
+    ifeval.TASK,
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

@@ -1,7 +1,7 @@
 """Codeforces problems: judged offline on the tests that the data brings; an Elo where a person brings
 standings.
 
-    task()                                   # pass@k and the "ML rating" with its standard error
+    task()                                   # the "ML rating" with its standard error
     task(standings=Path("contests/"))        # and the Codeforces Elo, by CodeElo's mathematics
     (eval/rating.py)
 
@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.programs import Case, blocks, failed_case, pass_at_ks
+from eval.programs import Case, blocks, failed_case
 from eval.rating import Contest, codeelo_rating, contest_from_api, maximum_likelihood
 from eval.rows import Row, read_rows, unique_items
 from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
@@ -39,7 +39,7 @@ SLOWER = 5.0  # CPython against the C++ that limits of time are set for
 SUBMISSIONS = 8
 
 # CodeElo's: any word after the fence, and a line break before the closing one.
-_FIRST = re.compile(r"```\w*\n(.*?)\n```", re.DOTALL)
+_OPENING = re.compile(r"```\w*\n")
 _ASK = (
     "You are a coding expert. Solve the following competitive programming problem with a Python 3 "
     "program that "
@@ -88,8 +88,9 @@ def prompt(item: Item, sample: int, protocol: Protocol) -> list[Message]:
 def extract(text: str, protocol: Protocol = "thinking") -> str:
     """The last fenced block; under `reference` CodeElo's first. "" if there is none."""
     if protocol == "reference":
-        found = _FIRST.search(text)
-        return found[1] if found else ""
+        opening = _OPENING.search(text)
+        end = -1 if opening is None else text.find("\n```", opening.end())
+        return "" if opening is None or end < 0 else text[opening.end() : end]
     return (blocks(text) or [""])[-1]
 
 
@@ -114,12 +115,14 @@ def score(item: Item, answer: Answer) -> Verdict:
 
 
 def summary(graded: Sequence[Graded], contests: Mapping[str, Contest]) -> Mapping[str, float]:
-    """pass@k, the ML rating, the Codeforces Elo if there are standings, and what was left out or judged in
+    """The ML rating, the Codeforces Elo if there are standings, and what was left out or judged in
     part."""
+    if not graded:
+        return {}
     by_item: dict[str, list[Graded]] = {}
     for one in sorted(graded, key=lambda one: one.sample):
         by_item.setdefault(one.item.id, []).append(one)
-    numbers: dict[str, float] = dict(pass_at_ks(graded))
+    numbers: dict[str, float] = {}
     rated = [ones for ones in by_item.values() if ones[0].item.data["rating"] is not None]
     if rated:
         shares = [sum(one.verdict.score for one in ones) / len(ones) for ones in rated]
@@ -184,7 +187,7 @@ def _elo(
     by_item: Mapping[str, Sequence[Graded]], contests: Mapping[str, Contest]
 ) -> dict[str, float]:
     verdicts = {
-        name: [one.verdict.details["status"] for one in ones[:SUBMISSIONS]]
+        name: [one.verdict.details.get("status", "No code") for one in ones[:SUBMISSIONS]]
         for name, ones in by_item.items()
     }
     ratings = []
@@ -302,4 +305,4 @@ PUBLISHED = tuple(
     )
 )  # fmt: skip
 
-CODEFORCES = task()
+TASK = task()

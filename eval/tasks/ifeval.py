@@ -50,20 +50,27 @@ def score(item: Item, answer: Answer) -> Verdict:
 
 def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
     """Accuracies by prompt and by instruction, strict and loose, and strict ones of each group."""
+    if not graded:
+        return {}
     numbers = {}
     groups: dict[str, list[bool]] = {}
     for way in ("strict", "loose"):
-        lists = [one.verdict.details[way] for one in graded]
+        lists = [_followed(one, way) for one in graded]
         every = [done for each in lists for done in each]
         numbers[f"prompts, {way}"] = sum(all(each) for each in lists) / len(lists)
         numbers[f"instructions, {way}"] = sum(every) / len(every)
     for one in graded:
-        for kind, done in zip(one.item.data["kinds"], one.verdict.details["strict"], strict=True):
+        for kind, done in zip(one.item.data["kinds"], _followed(one, "strict"), strict=True):
             groups.setdefault(kind.partition(":")[0], []).append(done)
     return numbers | {
         f"instructions, strict: {group}": sum(done) / len(done)
         for group, done in sorted(groups.items())
     }
+
+
+def _followed(one: Graded, way: str) -> list[bool]:
+    # A thought without an end is judged by others, without details: nothing was followed.
+    return one.verdict.details.get(way) or [False] * len(one.item.data["kinds"])
 
 
 def _item(row: Row) -> Item:
@@ -100,7 +107,7 @@ def _list(row: Row, column: str) -> list[Any]:
 _REPORT = (
     "Gemma 4 Technical Report (arXiv 2607.02770v2), Table 5, IFEval; which accuracy is not stated"
 )
-IFEVAL = Task(
+TASK = Task(
     name="ifeval",
     title="IFEval (prompts, strict)",
     load=load,

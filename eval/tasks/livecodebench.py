@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from eval.lcb_driver import PRELUDE
 from eval.lcb_official import official
-from eval.programs import Case, failed_case, last_block, pass_at_ks
+from eval.programs import Case, failed_case, last_block
 from eval.rows import Row, read_rows, unique_items
 from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
 from gemma4_jax.errors import UserError, unknown
@@ -138,14 +138,16 @@ def tests(item: Item) -> list[Case]:
 
 
 def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
-    """pass@k, both ways of checking, where they differ, answers without a program, first and last contest
+    """Both ways of checking, where they differ, answers without a program, first and last contest
     day."""
-    strict = [bool(one.verdict.details["strict"]) for one in graded]
-    loose = [bool(one.verdict.details["official"]) for one in graded]
+    if not graded:
+        return {}
+    # A thought without an end is judged by others, without details.
+    strict = [bool(one.verdict.details.get("strict")) for one in graded]
+    loose = [bool(one.verdict.details.get("official")) for one in graded]
     pairs = list(zip(strict, loose, strict=True))
     days = [int(one.item.data["contest_date"].replace("-", "")) for one in graded]
     return {
-        **pass_at_ks(graded),
         "strict": sum(strict) / len(graded),
         "official": sum(loose) / len(graded),
         "passes only strict": sum(one and not other for one, other in pairs),
@@ -313,4 +315,4 @@ PUBLISHED = tuple(
     )
 )  # fmt: skip
 
-LIVECODEBENCH = task()
+TASK = task()

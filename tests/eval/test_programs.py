@@ -1,10 +1,8 @@
 """Comparing outputs, blocks of code, pass@k, and running tests in the sandbox."""
 
-import math
-
 import pytest
 
-from eval.programs import Case, blocks, differs, failed_case, last_block, pass_at_k
+from eval.programs import Case, blocks, differs, failed_case, last_block
 from gemma4_jax.verify.sandbox import Limits, Sandbox
 from tests.eval.tasks.support import needs_bubblewrap
 
@@ -46,16 +44,6 @@ def test_blocks():
     assert blocks("x\n```python\na\nb\n```\ny\n  ```\n  c\n  ```\n") == ["a\nb\n", "  c\n"]
     assert blocks("```python\nunfinished") == []
     assert blocks("an `inline` and ```inline``` one") == []
-
-
-def test_pass_at_k_is_the_share_of_draws():
-    for n in (1, 5, 20):
-        for correct in range(n + 1):
-            for k in range(1, n + 1):
-                exact = 1 - math.comb(n - correct, k) / math.comb(n, k)
-                assert pass_at_k(n, correct, k) == pytest.approx(exact, abs=1e-12)
-    with pytest.raises(ValueError, match="k = 3"):
-        pass_at_k(2, 1, 3)
 
 
 @needs_bubblewrap

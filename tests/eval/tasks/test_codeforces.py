@@ -123,7 +123,7 @@ def test_both_schemas_and_what_is_left_out(tmp_path):
         )
         for item in items
     ]
-    got = codeforces.CODEFORCES.summary(graded)
+    got = codeforces.TASK.summary(graded)
     assert got["left out: interactive"] == 2
     assert got["left out: reads or writes files"] == 1
     assert got["left out: without tests"] == 1
@@ -169,7 +169,7 @@ def test_elo_of_contests_with_standings(tmp_path):
     path = tmp_path / "standings.json"
     path.write_text(json.dumps({number: contest, "1": EVERY[0]}))
     task = codeforces.task(path)
-    assert task.published and not codeforces.CODEFORCES.published
+    assert task.published and not codeforces.TASK.published
 
     def graded(name: str, statuses: list[str]) -> list[Graded]:
         data = {"rating": 1500.0, "contest": name[:4], "marks": [], "left_out": {}}

@@ -8,7 +8,6 @@ from eval.instructions import KINDS, follows, follows_loosely
 from eval.language import capital_words, count_sentences, detect
 from eval.task import Answer, Graded
 from eval.tasks import ifeval
-from eval.tasks.ifeval import IFEVAL
 from gemma4_jax.errors import UserError
 from tests.eval.tasks.answers_written import SENTENCES
 from tests.eval.tasks.support import load_fixture
@@ -96,13 +95,13 @@ def test_rows_as_the_hub_has_them(tmp_path):
     row = {"key": 1000, "prompt": "Write.", "instruction_id_list": kinds, "kwargs": given}
     path = tmp_path / "ifeval.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    (item,) = IFEVAL.load(path)
+    (item,) = ifeval.TASK.load(path)
     assert item.id == "1000" and item.data["arguments"] == [
         {"num_words": 5, "relation": "at least"},
         {},
     ]
-    assert IFEVAL.prompt(item, 0, "thinking") == [{"role": "user", "content": "Write."}]
-    assert IFEVAL.score(item, Answer(text="one two three four five")).score == 1.0
+    assert ifeval.TASK.prompt(item, 0, "thinking") == [{"role": "user", "content": "Write."}]
+    assert ifeval.TASK.score(item, Answer(text="one two three four five")).score == 1.0
 
 
 @pytest.mark.parametrize(
@@ -128,5 +127,5 @@ def test_rows_that_are_wrong(tmp_path, changes, message):
     path = tmp_path / "w.jsonl"
     path.write_text(json.dumps(row | changes) + "\n")
     with pytest.raises(UserError, match=r"w\.jsonl:1: ") as caught:
-        IFEVAL.load(path)
+        ifeval.TASK.load(path)
     assert message in str(caught.value)
