@@ -1,6 +1,6 @@
 """All that a scored run leaves beside its generations and verdicts.
 
-results.json    every number (results.py)
+results.json    every number (numbers.py)
 report.html     the same for people, with every sample (report.py)
 lm_eval/        the same in lm-evaluation-harness's layout (lm_eval_files.py)
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from eval.judged import CellKey, read_folder
 from eval.lm_eval_files import write_lm_eval
+from eval.numbers import Results, write_json
 from eval.report import report, write_text
-from eval.results import Results, write_json
 from eval.summarize import Source, summarize_all
 from gemma4_jax.errors import UserError
 
@@ -35,6 +35,8 @@ def write_results(folder: Path, sources: Mapping[str, Source]) -> list[Results]:
         raise UserError(f"{folder} has no judged samples; run the benchmarks, then score them")
     run = {**_about(folder), "generations_without_verdict": without}
     results = summarize_all(sources, judged, _planned(run))
+    models = list(run.get("models", ()))
+    results.sort(key=lambda r: (r.task, models.index(r.model) if r.model in models else -1))
     write_json(folder / "results.json", results, run)
     write_text(
         folder / "report.html",
