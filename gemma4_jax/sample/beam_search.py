@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,7 +30,10 @@ from jaxtyping import Float, Int
 from gemma4_jax.errors import UserError
 from gemma4_jax.sample.row import Token
 
-EarlyStopping = bool | Literal["never"]
+if TYPE_CHECKING:
+    EarlyStopping = bool | Literal["never"]
+else:
+    EarlyStopping = Any  # read here, with a better error than a run-time type checker's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,14 @@ def check_prefix(ids: Sequence[int], request: Request, matcher: Matcher | None) 
             f"prefix has {len(ids)} tokens and max_new_tokens is {request.max_new_tokens}, of which they are a "
             "part; raise it"
         )
-    if matcher is not None and (fits := matcher.accepts(ids)) < len(ids):
-        raise UserError(
-            f"the constraint does not allow the prefix, of {len(ids)} tokens, from token {fits + 1} on"
-        )
+    if matcher is None:
+        return
+    # Pushed, not looked up in masks: where only one text may follow, these allow its usual tokens alone.
+    trial = matcher.copy()
+    for number, token in enumerate(ids, 1):
+        try:
+            trial.push(token)
+        except UserError:
+            raise UserError(
+                f"the constraint does not allow the prefix, of {len(ids)} tokens, from token {number} on"
+            ) from None
