@@ -7,8 +7,8 @@ The quirks of lcb_runner/evaluation/testing_util.py (MIT, 2025) that decide verd
   * a long prelude of star imports: a program without its `import math` passes
   * the program becomes a local function; its own imports stay global. A top-level variable that functions
     declare `global` is a NameError
-  * `sys.stdin.buffer.readline()` is line 1 for ever; `for line in sys.stdin` is a TypeError; `sys.stdin.read()`
-    gives all of it every time; `open(0)` and `os.read(0)` are empty
+  * `sys.stdin.buffer.readline()` is line 1 for ever; `for line in sys.stdin` is a TypeError;
+    `sys.stdin.read()` gives all of it every time; `open(0)` and `os.read(0)` are empty
   * a `stdin` imported by name is the real one, empty but for `read`, `readlines` and `readline`, which gives
     lines without their ends, and a StopIteration after the last
   * `sys.stdout.buffer` does not exist; `os.write(1)` and a `stdout` imported by name write to nowhere
@@ -17,7 +17,8 @@ The quirks of lcb_runner/evaluation/testing_util.py (MIT, 2025) that decide verd
   * the first failure ends the candidate
 
 Two things are not kept: a candidate that looks for the expected output in its caller's frames finds none,
-and an object whose `==` is always true equals nothing. Also not here: numpy, which is in the reference's environment; memory without bound (4 GiB here).
+and an object whose `==` is always true equals nothing. Also not here: numpy, which is in the reference's
+environment; memory without bound (4 GiB here).
 """
 
 import json
