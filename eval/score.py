@@ -18,7 +18,7 @@ from eval.outputs import write_results
 from eval.report import model_name, table
 from eval.summarize import Source
 from eval.task import Item, Task
-from eval.tasks import TASKS
+from eval.tasks import tasks_with
 from eval.verdicts import Isolation, Judging
 from gemma4_jax.errors import UserError, report_user_errors, unknown
 
@@ -41,12 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score(
-    path: Path, known: Mapping[str, Task] = TASKS, isolation: Isolation = "bubblewrap"
+    path: Path, known: Mapping[str, Task] | None = None, isolation: Isolation = "bubblewrap"
 ) -> int:
-    """Judge everything in a folder anew; returns the exit code. Raises UserError."""
+    """Judge everything in a folder anew; returns the exit code. known: benchmarks by name; None: ours, with
+    what the run asked of them. Raises UserError."""
     folder = RunFolder(path)
     if not folder.generations.is_file():
         raise UserError(f"{path} has no generations.jsonl; give the folder of an evaluation run")
+    if known is None:
+        noted = folder.about()["tasks"]
+        known = tasks_with({name: task.get("options", {}) for name, task in noted.items()})
     tasks, items = open_tasks(folder, known)
     generations = list(store.read(folder.generations))
     keys = {one.key for one in generations}

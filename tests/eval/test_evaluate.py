@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from configs.evals import EvalConfig, GenerationConfig
+from configs.evals import CodeforcesConfig, EvalConfig, GenerationConfig, LiveCodeBenchConfig
 from eval import score
 from eval.asks import choose, resolve, sample_seed
 from eval.backend import Refusal
 from eval.evaluate import evaluate
+from eval.folder import RunFolder
 from eval.progress import Progress
 from eval.store import read
 from eval.task import Item, Settings
+from eval.tasks import tasks_with
 from gemma4_jax.errors import UserError
 
 from .scripted import Scripted, reply
@@ -149,6 +151,30 @@ def test_another_file_of_the_same_name_is_refused(config, tmp_path):
         evaluate([config], [Scripted()], TASKS)
     with pytest.raises(UserError, match="put the old one back"):
         score.score(config.workdir, TASKS)
+
+
+def test_other_options_of_a_benchmark_are_refused(config, tmp_path):
+    """They decide which items there are and how they are judged: one folder has one kind."""
+    folder = RunFolder(tmp_path / "run")
+    folder.open_task("livecodebench", "a", "1", {"start": "2024-08-01"})
+    folder.open_task("livecodebench", "a", "1", {"start": "2024-08-01"})
+    with pytest.raises(UserError, match="made with start 2024-08-01 for livecodebench, now it is no"):
+        folder.open_task("livecodebench", "a", "1")
+
+
+def test_options_reach_their_benchmark(config, tmp_path):
+    asked = replace(
+        config,
+        livecodebench=LiveCodeBenchConfig(end="2025-05-31", checking="official"),
+        codeforces=CodeforcesConfig(standings=str(tmp_path / "none.jsonl")),
+    ).options()
+    assert asked["livecodebench"] == {"end": "2025-05-31", "checking": "official"}
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        tasks_with(asked)
+    found = tasks_with({"livecodebench": asked["livecodebench"]})
+    assert "to 2025-05-31, official checking" in found["livecodebench"].title
+    with pytest.raises(UserError, match="unknown release"):
+        tasks_with({"livecodebench": {"release": "v9"}})
 
 
 def test_an_unknown_benchmark_is_named(config):
