@@ -52,7 +52,8 @@ def load_chat(path: Path) -> SavedChat:
         found = None
     if not isinstance(found, dict) or found.get("gemma4_chat") != _FORMAT:
         raise UserError(f"{path} is no saved conversation")
-    system, think, messages = (found.get(name) for name in ("system", "think", "messages"))
+    system, think = found.get("system"), found.get("think")
+    messages: Any = found.get("messages")
     if not isinstance(system, str | None) or not isinstance(think, bool):
         raise UserError(f"{path} is damaged: its system message or its think is of a wrong type")
     read_messages(messages)

@@ -59,8 +59,8 @@ class BeamRows:
             self._part(tables, copies)
         tokens = np.zeros(len(tables), np.int32)
         tokens[rows] = [step.token for step in steps]
-        source, to = _padded(copies, len(tables))
-        self._rows = self._device.follow(self._rows, source, to, tokens, self._held)
+        begun_as, to = _padded(copies, len(tables))
+        self._rows = self._device.follow(self._rows, begun_as, to, tokens, self._held)
         self._tables, self._live = tables, rows
 
     def advance(self, count: int) -> tuple[np.ndarray, np.ndarray]:
