@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from eval import results, store
+from eval.asks import digest
 from eval.fingerprint import data_digest
 from eval.folder import RunFolder, write_json
-from eval.task import Item, Task
+from eval.store import Generation
+from eval.task import Item, Protocol, Task
 from eval.tasks import TASKS
 from eval.verdicts import Isolation, Judged, Judging
 from gemma4_jax.errors import UserError, report_user_errors, unknown
@@ -86,11 +88,13 @@ def finish(
     verdicts: dict[str, Judged] = {}
     for found in judging.verdicts.values():
         verdicts.update(found)
-    cells = results.by_cell(store.read(folder.generations), verdicts)
+    ids = {name: {item.id: item for item in found} for name, found in items.items()}
+    generations = list(store.read(folder.generations))
+    current = [one for one in generations if _is_current(one, tasks[one.task], ids[one.task])]
+    cells = results.by_cell(current, verdicts)
     rows = []
     for (name, *_), samples in cells.items():
-        by_id = {item.id: item for item in items[name]}
-        rows.append(results.row(tasks[name], by_id, samples))
+        rows.append(results.row(tasks[name], ids[name], samples))
     for one in rows:
         one["missing"] = _missing(one, about["cells"])
         one["model_name"] = about["models"].get(one["model"], {}).get("name", one["model"])
@@ -100,6 +104,11 @@ def finish(
         key=lambda one: (one["task"], order.index(one["model"]) if one["model"] in order else -1)
     )
     warnings = [*about["notes"], *_warnings(rows)]
+    if len(current) < len(generations):
+        warnings.append(
+            f"{len(generations) - len(current)} answers are to prompts that their benchmarks no longer ask so: "
+            "they are kept, and not counted"
+        )
     write_json(
         folder.results,
         {
@@ -123,6 +132,15 @@ def finish(
             file=sys.stderr,
         )
     return 1 if judging.failures else 0
+
+
+def _is_current(one: Generation, task: Task, items: Mapping[str, Item]) -> bool:
+    """Whether the benchmark asks so now. After a change of its prompts a folder may have answers to both."""
+    protocol: Protocol = "reference" if one.protocol == "reference" else "thinking"
+    item = items.get(one.item)
+    return item is not None and digest(
+        [dict(message) for message in task.prompt(item, one.sample, protocol)]
+    ) == digest(one.messages)
 
 
 def _missing(one: Mapping[str, Any], planned: Sequence[Mapping[str, Any]]) -> int:

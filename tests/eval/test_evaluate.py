@@ -172,6 +172,21 @@ def test_scores_can_be_made_again_without_a_model(config, capsys):
     assert "has_e" in capsys.readouterr().out
 
 
+def test_answers_to_prompts_that_are_asked_otherwise_now_do_not_count(config):
+    evaluate([config], [Scripted(lambda ask: reply("a"))], TASKS)
+    task = TASKS["has_a"]
+    politer = replace(
+        task, prompt=lambda *given: [{"role": "system", "content": "Please."}, *task.prompt(*given)]
+    )
+    source = Scripted(lambda ask: reply("zzz"))
+    evaluate([config], [source], {**TASKS, "has_a": politer})
+    assert len(source.asked) == 18
+    first, second = results(config)["results"]
+    assert (first["score"]["estimate"], first["answers"]) == (0.0, 18)
+    assert (second["score"]["estimate"], second["answers"]) == (0.0, 18)  # no "e" in "a"
+    assert any(w.startswith("18 answers are to prompts") for w in results(config)["warnings"])
+
+
 def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config):
     def cut(ask):
         if ask.sample:
