@@ -5,6 +5,7 @@ or server, files of tasks, folder) is empty in all of them; `require` asks for i
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -91,6 +92,28 @@ class GenerationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LiveCodeBenchConfig:
+    """Which of LiveCodeBench's problems, and how programs are checked; stands beside the score."""
+
+    release: str = ""
+    """v1 to v6: the files of a folder that belong to it; empty: what the path holds."""
+    start: str = ""
+    """First day of contests, such as 2024-08-01; empty: from the beginning."""
+    end: str = ""
+    """Last day of contests; empty: to the end."""
+    checking: Literal["strict", "official"] = "strict"
+    """strict: as a program runs anywhere. official: with the quirks of the benchmark's own checker."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodeforcesConfig:
+    """What a rating on Codeforces needs."""
+
+    standings: str = ""
+    """File with the contests' standings (docs/code_benchmarks.md); without it there is no Elo."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """One model, some benchmarks, one way to ask."""
 
@@ -106,6 +129,8 @@ class EvalConfig:
     limit_by: Literal["sample", "first"] = "sample"
     """Which: drawn by the seed, or the first of the file."""
     generation: GenerationConfig = GenerationConfig()
+    livecodebench: LiveCodeBenchConfig = LiveCodeBenchConfig()
+    codeforces: CodeforcesConfig = CodeforcesConfig()
     mesh: MeshConfig = MeshConfig(fsdp=1)
     sandbox: Literal["bubblewrap", "weak"] = "bubblewrap"
     """How programs that the model wrote are kept in, where a benchmark runs them (docs/sandbox.md)."""
@@ -118,6 +143,14 @@ class EvalConfig:
         check(self.limit >= 0, "limit", self.limit, "at least 0 (0: all)")
         check(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2**31 - 1")
         self.paths()
+
+    def options(self) -> dict[str, dict[str, str]]:
+        """What is asked of benchmarks beside their path, by name; empty values left out."""
+        window, standings = dataclasses.asdict(self.livecodebench), self.codeforces.standings
+        found = {"livecodebench": {name: value for name, value in window.items() if value}}
+        if standings:
+            found["codeforces"] = {"standings": os.path.abspath(standings)}
+        return found
 
     def paths(self) -> dict[str, str]:
         """Path of every benchmark by its name."""

@@ -222,7 +222,8 @@ def _note(
 ) -> None:
     """What is about to be run, into run.json."""
     for one in benchmarks:
-        folder.open_task(one.task.name, str(Path(one.path).absolute()), one.sha256)
+        options = config.options().get(one.task.name)
+        folder.open_task(one.task.name, str(Path(one.path).absolute()), one.sha256, options)
     about = folder.about()
     models, cells = about["models"], about["cells"]
     for source, planned in plans:

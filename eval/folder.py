@@ -53,8 +53,11 @@ class RunFolder:
         """Put changes into run.json."""
         write_json(self._about, {**self.about(), **changes})
 
-    def open_task(self, name: str, path: str, sha256: str) -> None:
-        """Note a benchmark's file. UserError if this folder has answers to another file of that name."""
+    def open_task(
+        self, name: str, path: str, sha256: str, options: Mapping[str, str] | None = None
+    ) -> None:
+        """Note a benchmark's file, and what was asked of it. UserError if this folder has answers to another
+        file of that name, or was made with other options."""
         tasks = self.about()["tasks"]
         before = tasks.get(name)
         if before and before["sha256"] != sha256:
@@ -62,7 +65,13 @@ class RunFolder:
                 f"{self.path} was made with another {name} ({before['path']}, sha256 {before['sha256'][:12]}; "
                 f"now {path}, {sha256[:12]}); give another --workdir, or the old file"
             )
-        self.update(tasks={**tasks, name: {"path": path, "sha256": sha256}})
+        options = dict(options or {})
+        if before and before.get("options", {}) != options:
+            raise UserError(
+                f"{self.path} was made with {_told(before.get('options', {}))} for {name}, now it is "
+                f"{_told(options)}; give another --workdir, or the same options"
+            )
+        self.update(tasks={**tasks, name: {"path": path, "sha256": sha256, "options": options}})
 
     def note_start(self, config: Any) -> None:
         """Add this start: when, with what configuration and versions."""
@@ -73,6 +82,10 @@ class RunFolder:
             "git": git_commit(),
         }
         self.update(starts=[*self.about()["starts"], start])
+
+
+def _told(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in options.items()) or "no options"
 
 
 def versions() -> dict[str, str]:

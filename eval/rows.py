@@ -111,8 +111,8 @@ def find_files(
     """
     path = Path(path)
     if path.is_dir():
-        below = sorted(p for p in path.rglob("*") if _KIND.search(p.name) and _visible(p, path))
-        files = [p for p in below if p.is_file() and re.search(named, str(p.relative_to(path)))]
+        below = _below(path)
+        files = _named(below, path, named)
         if not files:
             there = f"; it has {', '.join(p.name for p in below[:8])}" if below else f" ({KINDS})"
             wanted = f" whose name contains {named!r}" if named else ""
@@ -126,6 +126,12 @@ def find_files(
     for file in files:
         _check_sums(file, sha256 or {})
     return files
+
+
+def has_files(path: str | Path, named: str) -> bool:
+    """Whether `path` is a folder in which `find_files` would find some of that name."""
+    path = Path(path)
+    return path.is_dir() and bool(_named(_below(path), path, named))
 
 
 def unique_items(items: Iterable[tuple[Row, Item]]) -> list[Item]:
@@ -142,8 +148,18 @@ def unique_items(items: Iterable[tuple[Row, Item]]) -> list[Item]:
     return kept
 
 
-def _visible(file: Path, folder: Path) -> bool:
-    return not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+def _below(folder: Path) -> list[Path]:
+    """Every data file below a folder, hidden ones left out."""
+    files = (path for path in folder.rglob("*") if _KIND.search(path.name) and path.is_file())
+    return sorted(
+        file
+        for file in files
+        if not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+    )
+
+
+def _named(files: Iterable[Path], folder: Path, named: str) -> list[Path]:
+    return [file for file in files if re.search(named, str(file.relative_to(folder)))]
 
 
 def _check_sums(file: Path, known: Mapping[str, str]) -> None:

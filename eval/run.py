@@ -42,16 +42,16 @@ def run(config: EvalConfig, tasks: "Mapping[str, Task] | None" = None) -> int:
     """Evaluate as `config` says; returns the exit code. Raises UserError."""
     from eval.evaluate import evaluate
 
-    return evaluate([config], [source_of(config)], known(tasks))
+    return evaluate([config], [source_of(config)], known(tasks, config))
 
 
-def known(tasks: "Mapping[str, Task] | None") -> "Mapping[str, Task]":
+def known(tasks: "Mapping[str, Task] | None", config: EvalConfig) -> "Mapping[str, Task]":
     """The benchmarks that were given, or all of ours."""
     if tasks is not None:
         return tasks
-    from eval.tasks import TASKS
+    from eval.tasks import tasks_with
 
-    return TASKS
+    return tasks_with(config.options())
 
 
 def source_of(config: EvalConfig) -> "Source":

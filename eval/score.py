@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval import results, store
-from eval.asks import digest
+from eval import store
 from eval.fingerprint import data_digest
-from eval.folder import RunFolder, write_json
-from eval.store import Generation
-from eval.task import Item, Protocol, Task
-from eval.tasks import TASKS
-from eval.verdicts import Isolation, Judged, Judging
+from eval.folder import RunFolder
+from eval.numbers import Results
+from eval.outputs import write_results
+from eval.report import model_name, table
+from eval.summarize import Source
+from eval.task import Item, Task
+from eval.tasks import tasks_with
+from eval.verdicts import Isolation, Judging
 from gemma4_jax.errors import UserError, report_user_errors, unknown
 
 
@@ -39,12 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score(
-    path: Path, known: Mapping[str, Task] = TASKS, isolation: Isolation = "bubblewrap"
+    path: Path, known: Mapping[str, Task] | None = None, isolation: Isolation = "bubblewrap"
 ) -> int:
-    """Judge everything in a folder anew; returns the exit code. Raises UserError."""
+    """Judge everything in a folder anew; returns the exit code. known: benchmarks by name; None: ours, with
+    what the run asked of them. Raises UserError."""
     folder = RunFolder(path)
     if not folder.generations.is_file():
         raise UserError(f"{path} has no generations.jsonl; give the folder of an evaluation run")
+    if known is None:
+        noted = folder.about()["tasks"]
+        known = tasks_with({name: task.get("options", {}) for name, task in noted.items()})
     tasks, items = open_tasks(folder, known)
     generations = list(store.read(folder.generations))
     keys = {one.key for one in generations}
@@ -83,48 +89,25 @@ def finish(
     items: Mapping[str, Sequence[Item]],
     judging: Judging,
 ) -> int:
-    """Write results.json, print the table; returns the exit code: 1 if something could not be judged."""
+    """Write results.json and the report, print the table; returns the exit code: 1 if something could not be
+    judged."""
     about = folder.about()
-    verdicts: dict[str, Judged] = {}
-    for found in judging.verdicts.values():
-        verdicts.update(found)
-    ids = {name: {item.id: item for item in found} for name, found in items.items()}
-    generations = list(store.read(folder.generations))
-    current = [one for one in generations if _is_current(one, tasks[one.task], ids[one.task])]
-    cells = results.by_cell(current, verdicts)
-    rows = []
-    for (name, *_), samples in cells.items():
-        rows.append(results.row(tasks[name], ids[name], samples))
-    for one in rows:
-        one["missing"] = _missing(one, about["cells"])
-        one["model_name"] = about["models"].get(one["model"], {}).get("name", one["model"])
-        one["dataset"] = about["tasks"][one["task"]]
-    order = list(about["models"])
-    rows.sort(
-        key=lambda one: (one["task"], order.index(one["model"]) if one["model"] in order else -1)
-    )
-    warnings = [*about["notes"], *_warnings(rows)]
-    if len(current) < len(generations):
-        warnings.append(
-            f"{len(generations) - len(current)} answers are to prompts that their benchmarks no longer ask so: "
-            "they are kept, and not counted"
-        )
-    write_json(
-        folder.results,
-        {
-            "results": rows,
-            "models": about["models"],
-            "speed": about["speed"],
-            "warnings": warnings,
-            "versions": about["starts"][-1]["versions"] if about["starts"] else {},
-            "git": about["starts"][-1]["git"] if about["starts"] else None,
-        },
-    )
-    if rows:
-        names = {fingerprint: model["name"] for fingerprint, model in about["models"].items()}
-        print(results.table(rows, names))
-    for text in warnings:
-        print(f"warning: {text}", file=sys.stderr)
+    if any(judging.verdicts.values()):
+        sources = {
+            name: Source(task=task, items=items[name], data=about["tasks"][name])
+            for name, task in tasks.items()
+        }
+        found = write_results(folder.path, sources)
+        print(table(found, about))
+        print(f"every answer: {folder.path / 'report.html'}")
+        warnings = [*about["notes"], *_warnings(found, about)]
+        if others := sum(map(len, judging.verdicts.values())) - sum(one.samples for one in found):
+            warnings.append(
+                f"{others} answers are to prompts that their benchmarks no longer ask so; they are kept, and "
+                "not counted"
+            )
+        for text in warnings:
+            print(f"warning: {text}", file=sys.stderr)
     if judging.failures:
         print(
             f"error: {len(judging.failures)} answers could not be judged, the first: {judging.failures[0]}; "
@@ -134,43 +117,26 @@ def finish(
     return 1 if judging.failures else 0
 
 
-def _is_current(one: Generation, task: Task, items: Mapping[str, Item]) -> bool:
-    """Whether the benchmark asks so now. After a change of its prompts a folder may have answers to both."""
-    protocol: Protocol = "reference" if one.protocol == "reference" else "thinking"
-    item = items.get(one.item)
-    return item is not None and digest(
-        [dict(message) for message in task.prompt(item, one.sample, protocol)]
-    ) == digest(one.messages)
-
-
-def _missing(one: Mapping[str, Any], planned: Sequence[Mapping[str, Any]]) -> int:
-    """Answers that the run meant to have and has not (yet)."""
-    names = ("task", "model", "protocol", "settings")
-    for cell in planned:
-        if all(cell[name] == one[name] for name in names):
-            return max(0, cell["answers"] - one["answers"])
-    return 0
-
-
-def _warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = []
-    for one in rows:
-        where = f"{one['task']}, {one['model_name']}"
-        if (one["identical_repeats"] or 0) > 0.5:
-            found.append(
-                f"{where}: the answers to {one['identical_repeats']:.0%} of the questions are copies of "
+def _warnings(found: Sequence[Results], about: Mapping[str, Any]) -> list[str]:
+    """What a person should know before believing the table; results.json has all notes."""
+    warnings = []
+    for one in found:
+        where = f"{one.task}, {model_name(one.model, about)}"
+        if (one.identical_repeats or 0) > 0.5:
+            warnings.append(
+                f"{where}: the answers to {one.identical_repeats:.0%} of the questions are copies of "
                 "each other (a server that ignores `seed`?); the mean over samples is one of single answers"
             )
-        if one["unfinished_thought"] > 0.1:
-            found.append(
-                f"{where}: {one['unfinished_thought']:.0%} of the thoughts did not end and count as wrong; "
+        if one.unfinished_thoughts > 0.1:
+            warnings.append(
+                f"{where}: {one.unfinished_thoughts:.0%} of the thoughts did not end and count as wrong; "
                 "raise generation.max_tokens"
             )
-        if one["missing"]:
-            found.append(
-                f"{where}: {one['missing']} answers are missing; the same command adds them"
+        if one.samples < one.samples_asked:
+            warnings.append(
+                f"{where}: {one.samples_asked - one.samples} answers are missing; the same command adds them"
             )
-    return found
+    return warnings
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def run(config: SweepConfig, tasks: "Mapping[str, Task] | None" = None) -> int:
     """Evaluate all of it; returns the exit code. Raises UserError."""
     from eval.evaluate import evaluate
 
-    return evaluate(config.variants(), sources(config), known(tasks))
+    return evaluate(config.variants(), sources(config), known(tasks, config))
 
 
 def sources(config: SweepConfig) -> "list[Source]":

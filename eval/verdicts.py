@@ -4,7 +4,7 @@
 
 `key` is that of the generation. The file can always be made again from generations.jsonl (`python -m
 eval.score`). Threads are enough: what takes long (programs in a sandbox) runs in processes of its own. Not
-here: what scores add up to (`results.py`).
+here: what scores add up to (`summarize.py`).
 """
 
 from __future__ import annotations

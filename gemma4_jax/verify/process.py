@@ -8,13 +8,23 @@ import fcntl
 import os
 import selectors
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 _START_SECONDS = 60.0  # to become ready: machines that score are busy
 _CHUNK = 1 << 16
+# A file in memory costs the kernel about 1 kB that no limit counts, and a program makes 150 000 a second.
+_MAX_FILES = 10_000
+_GLANCE_SECONDS = 0.05
+
+#: What stops the processes that are watched in a context; `pool.py` sets it.
+STOP: ContextVar[threading.Event | None] = ContextVar("STOP", default=None)
 
 
 @dataclass(frozen=True)
@@ -78,68 +88,91 @@ def started(
 
 def watch(
     process: subprocess.Popen[bytes],
-    ready: int,
+    ready: Sequence[socket.socket],
     *,
     seconds: float,
     output_bytes: int,
+    count_files: bool = False,
     channel: int | None = None,
     channel_bytes: int = 0,
     seconds_each: float | None = None,
 ) -> Ended:
     """Read everything until the process ends, or end it.
 
-    ready: it writes a byte there when it begins; the clock starts then. output_bytes: of stdout and stderr
-    each. channel: a further pipe to read. seconds_each: between the lines that come through that.
+    ready: of this process, and of others that run beside it: each sends a byte when it begins, and its
+    working directory. The clock starts with the first's. output_bytes: of stdout and stderr each.
+    count_files: in those directories; too many are too much output. channel: a further pipe to read.
+    seconds_each: between the lines that come through that. Raises CancelledError if `STOP` is set meanwhile.
     """
     assert process.stdout and process.stderr
+    stop = STOP.get()
     begun = time.monotonic()
     deadline = last = begun + _START_SECONDS
-    caps = {process.stdout.fileno(): output_bytes, process.stderr.fileno(): output_bytes, ready: 1}
+    caps = {process.stdout.fileno(): output_bytes, process.stderr.fileno(): output_bytes}
     if channel is not None:
         caps[channel] = channel_bytes
     texts = {fd: bytearray() for fd in caps}
+    waiting = {each.fileno(): each for each in ready}
+    main = ready[0].fileno()
+    directories: list[int] = []
     cause = "exit"
-    with selectors.DefaultSelector() as selector:
-        for fd in caps:
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        end = os.pidfd_open(process.pid)  # readable when it ends
+        stack.callback(os.close, end)
+        for fd in (*caps, *waiting, end):
             selector.register(fd, selectors.EVENT_READ)
         while selector.get_map() and cause == "exit":
-            left = deadline - time.monotonic()
-            if left <= 0:
+            events = selector.select(min(max(0.0, deadline - time.monotonic()), _GLANCE_SECONDS))
+            now = time.monotonic()
+            if stop is not None and stop.is_set():
+                raise CancelledError("stopped while a program ran")
+            for key, _ in events:
+                if key.fd in caps:
+                    chunk = os.read(key.fd, _CHUNK)
+                    texts[key.fd] += chunk
+                    if not chunk:
+                        selector.unregister(key.fd)
+                    elif len(texts[key.fd]) > caps[key.fd]:
+                        cause = "output"
+                    elif key.fd == channel and seconds_each is not None and b"\n" in chunk:
+                        deadline = min(last, now + seconds_each)
+                    continue
+                selector.unregister(key.fd)
+                if key.fd == end or (directory := _directory(waiting[key.fd])) is None:
+                    continue
+                del waiting[key.fd]
+                directories.append(directory)
+                stack.callback(os.close, directory)
+                if key.fd == main:
+                    begun, last = now, now + seconds
+                    deadline = min(last, now + (seconds_each or seconds))
+            if count_files and any(_files(directory) > _MAX_FILES for directory in directories):
+                cause = "output"
+            if now >= deadline and selector.get_map():
                 cause = "timeout"
-                break
-            for key, _ in selector.select(left):
-                chunk = os.read(key.fd, _CHUNK)
-                texts[key.fd] += chunk
-                now = time.monotonic()
-                if not chunk or key.fd == ready:
-                    selector.unregister(key.fd)
-                if chunk and key.fd == ready:
-                    begun = now
-                    last = begun + seconds
-                    deadline = last if seconds_each is None else min(last, now + seconds_each)
-                elif key.fd == channel and b"\n" in chunk and seconds_each is not None:
-                    deadline = min(last, now + seconds_each)
-                if len(texts[key.fd]) > caps[key.fd]:
-                    cause = "output"
-    if cause == "exit":
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            cause = "timeout"
     _kill(process)
     code = process.returncode
-    out, err = (
-        bytes(texts[pipe.fileno()][:output_bytes]) for pipe in (process.stdout, process.stderr)
-    )
     return Ended(
         cause=cause,
-        started=bool(texts[ready]),
+        started=main not in waiting and not (waiting and cause == "exit"),
         exit_code=128 - code if code < 0 else code,
-        stdout=out,
-        stderr=err,
-        channel=bytes(texts[channel][:channel_bytes]) if channel is not None else b"",
+        stdout=bytes(texts[process.stdout.fileno()][:output_bytes]),
+        stderr=bytes(texts[process.stderr.fileno()][:output_bytes]),
+        channel=b"" if channel is None else bytes(texts[channel][:channel_bytes]),
         seconds=time.monotonic() - begun,
     )
+
+
+def _directory(ready: socket.socket) -> int | None:
+    """The directory that comes with the byte; None if the process is gone instead."""
+    content, descriptors, _, _ = socket.recv_fds(ready, 1, 1)
+    return descriptors[0] if content else None
+
+
+def _files(directory: int) -> int:
+    """How many files there are in the file system of a directory."""
+    found = os.fstatvfs(directory)
+    return found.f_files - found.f_ffree
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -17,15 +17,17 @@ import math
 import os
 import re
 import site
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from gemma4_jax.errors import UserError
+from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.verify import bubblewrap, inside, process, seccomp
 
 _RESULT_BYTES = 16 << 20  # of all results of one `call`
@@ -98,6 +100,14 @@ class Tested:
     outcome: Outcome
 
 
+@dataclass(frozen=True)
+class _Child:
+    """A sandbox that was started. ready: says so when it has begun."""
+
+    process: subprocess.Popen[bytes]
+    ready: socket.socket
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
     """How programs are kept in. limits: unless a call gives its own.
@@ -110,6 +120,10 @@ class Sandbox:
     limits: Limits = Limits()
     isolation: Literal["bubblewrap", "weak"] = "bubblewrap"
     packages: bool | tuple[Path, ...] = False
+
+    def __post_init__(self) -> None:
+        if self.isolation not in ("bubblewrap", "weak"):
+            raise unknown("isolation", self.isolation, ("bubblewrap", "weak"))
 
     def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
         """Run a Python program to its end. Raises UserError where no sandbox can be made."""
@@ -129,7 +143,7 @@ class Sandbox:
         """Call a program's function on each list of arguments, in one process, one after another.
 
         function: its name, or "Class.method" for one object of a class made without arguments.
-        arguments: plain data. seconds_each: for one call (and one more for loading the program), beside
+        arguments: plain data. seconds_each: for each call, and for loading the program, beside
         `limits.seconds` for all. A call that raises does not stop the next; one that takes too long does.
         """
         limits = limits or self.limits
@@ -145,7 +159,8 @@ class Sandbox:
             answer.close()
             ended = self._watch(child, limits, channel=replies, seconds_each=seconds_each)
         outcome = _outcome(ended)
-        results = [_result(line) for line in ended.channel.splitlines(keepends=True)]
+        _, *lines = ended.channel.split(b"\n")  # the first says that the program is loaded
+        results = [_result(line) for line in lines[:-1]]
         missing = "ended early" if outcome.status == "ok" else outcome.status
         results += [Result(error=missing)] * len(requests)
         return Calls(results=tuple(results[: len(requests)]), outcome=outcome)
@@ -176,14 +191,12 @@ class Sandbox:
             of_tests = self._start(stack, "judge", json.dumps(plan), limits, keep=keep)
             for end in (asked, ask, replies, answer, say):
                 end.close()
-            ended = self._watch(of_tests, limits, channel=verdict)
-            if ended.cause == "exit" and not of_program.ready.read(1):
-                raise self._broken("the program's sandbox did not start")
+            ended = self._watch(of_tests, limits, channel=verdict, beside=of_program)
         outcome = _outcome(ended)
         found = _parsed(ended.channel)
         if found.get("passed") is True and outcome.status == "ok":
             return Tested(passed=True, note="", outcome=outcome)
-        note = f"{found['error']}: {found['message']}" if "error" in found else outcome.status
+        note = f"{found['error']}: {found.get('message')}" if "error" in found else outcome.status
         where = f" at {found['line']!r}" if found.get("line") else ""
         return Tested(passed=False, note=note + where, outcome=outcome)
 
@@ -197,9 +210,11 @@ class Sandbox:
         stdin: str = "",
         keep: Sequence[int] = (),
         quiet: bool = False,
-    ) -> "_Child":
+    ) -> _Child:
         """Start `inside.py` in a role; `keep` are the role's descriptors."""
-        ready, begun = _pipe(stack)
+        if sys.platform != "linux":
+            raise UserError(f"there is no sandbox on {sys.platform}; run programs on Linux")
+        ready, begun = map(stack.enter_context, socket.socketpair())
         program, given = (stack.enter_context(_file(text)) for text in (source, stdin))
         weak = self.isolation == "weak"
         filter_ = stack.enter_context(process.memory_file(seccomp.filter_bytes(weak)))
@@ -209,7 +224,9 @@ class Sandbox:
         arguments += [str(math.ceil(limits.seconds) + 1), str(0 if weak else bubblewrap.threads())]
         arguments += [":".join(map(str, packages)), str(begun.fileno()), str(program)]
         arguments += map(str, keep)
-        python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", "-c"]
+        # The one below a virtual environment, whose own may be a copy that finds its library only there.
+        base = sys._base_executable  # type: ignore[attr-defined]
+        python = [os.path.realpath(base), "-I", "-S", "-B", "-X", "utf8", "-c"]
         inherited = [begun.fileno(), program, filter_, *keep]
         if weak:
             _say_what_is_lacking()
@@ -232,16 +249,18 @@ class Sandbox:
 
     def _watch(
         self,
-        child: "_Child",
+        child: _Child,
         limits: Limits,
-        channel: BinaryIO | None = None,
+        channel: FileIO | None = None,
         seconds_each: float | None = None,
+        beside: _Child | None = None,
     ) -> process.Ended:
         ended = process.watch(
             child.process,
-            child.ready.fileno(),
+            [each.ready for each in (child, beside) if each],
             seconds=limits.seconds,
             output_bytes=limits.output_bytes,
+            count_files=self.isolation == "bubblewrap",
             channel=None if channel is None else channel.fileno(),
             channel_bytes=_RESULT_BYTES,
             seconds_each=seconds_each,
@@ -257,14 +276,6 @@ class Sandbox:
         return UserError(
             f"no weak sandbox can be made here: {said}; run programs on another machine"
         )
-
-
-@dataclass(frozen=True)
-class _Child:
-    """A sandbox that was started. ready: says so when it has begun."""
-
-    process: subprocess.Popen[bytes]
-    ready: BinaryIO
 
 
 def _outcome(ended: process.Ended) -> Outcome:
@@ -319,7 +330,7 @@ def _file(text: str) -> AbstractContextManager[int]:
     return process.memory_file(text.encode("utf-8", "replace"))
 
 
-def _pipe(stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO]:
+def _pipe(stack: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
     """Both ends, closed with the stack at the latest."""
     read, write = os.pipe()
     return (

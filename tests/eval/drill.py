@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import orbax.checkpoint  # noqa: F401
@@ -35,6 +36,8 @@ def attempt(words: list[str]) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         code = sweep.main(words, TASKS)
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)

@@ -67,8 +67,8 @@ def coverage(
 @pytest.mark.parametrize(("n", "k"), SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_interval_holds_the_truth_as_often_as_it_says(kind, n, k):
-    # 3000 trials: a true 0.95 stays above 0.938 with three standard errors. Wilson's interval of 30 single answers
-    # steps from 0.93 to 0.97, for there are only 31 outcomes.
+    # 3000 trials: a true 0.95 stays above 0.938 with three standard errors. Wilson's interval of 30 single
+    # answers steps from 0.93 to 0.97, for there are only 31 outcomes.
     held, _ = coverage(KINDS[kind], n, k, _ours, 3000)
     assert held >= (0.92 if (n, k) == (30, 1) else 0.938)
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from configs.evals import EvalConfig, GenerationConfig
+from configs.evals import CodeforcesConfig, EvalConfig, GenerationConfig, LiveCodeBenchConfig
 from eval import score
 from eval.asks import choose, resolve, sample_seed
 from eval.backend import Refusal
 from eval.evaluate import evaluate
+from eval.folder import RunFolder
 from eval.progress import Progress
 from eval.store import read
 from eval.task import Item, Settings
+from eval.tasks import tasks_with
 from gemma4_jax.errors import UserError
 
 from .scripted import Scripted, reply
@@ -58,7 +60,7 @@ def test_every_sample_of_every_item_once_with_a_seed_of_its_own(config, capsys):
     items = [(g.task, g.item) for g in made]
     assert items != sorted(items)
     assert [items[i] for i in range(0, 36, 3)] == [items[i] for i in range(2, 36, 3)]
-    assert "has_a" in capsys.readouterr().out
+    assert "has a" in capsys.readouterr().out
 
 
 def test_scores_are_those_of_the_answers(config):
@@ -71,12 +73,12 @@ def test_scores_are_those_of_the_answers(config):
     (first, second) = results(config)["results"]
     assert (first["task"], second["task"]) == ("has_a", "has_e")
     assert first["score"]["estimate"] == pytest.approx(sum(means) / 6)
-    assert first["pass_at_k"]["1"] == pytest.approx(sum(means) / 6)
-    assert set(first["by_category"]) == {"even", "odd"}
+    assert first["pass_at_k"][0]["score"]["estimate"] == pytest.approx(sum(means) / 6)
+    assert {row["name"] for row in first["categories"]} == {"even", "odd"}
     assert first["summary"] == {"judged": 18.0}
-    assert (first["questions"], first["answers"], first["missing"]) == (6, 18, 0)
+    assert (first["questions"], first["samples"], first["samples_asked"]) == (6, 18, 18)
     assert first["no_answer"] == pytest.approx(1 - sum(map(sum, by_item.values())) / 18)
-    assert first["tokens"]["answer"]["mean"] == 8.0
+    assert first["answer_tokens"]["mean"] == 8.0
 
 
 def test_a_stopped_run_goes_on_and_repeats_nothing(config):
@@ -111,10 +113,10 @@ def test_more_items_samples_and_benchmarks_add_to_a_folder(config):
     source = Scripted()
     evaluate([config], [source], TASKS)
     assert len(source.asked) == 36 - 4
-    assert [r["answers"] for r in results(config)["results"]] == [18, 18]
+    assert [r["samples"] for r in results(config)["results"]] == [18, 18]
     # A smaller run in the same folder still tells of everything that is there.
     evaluate([small_one], [Scripted()], TASKS)
-    assert [r["answers"] for r in results(config)["results"]] == [18, 18]
+    assert [r["samples"] for r in results(config)["results"]] == [18, 18]
 
 
 def test_another_seed_setting_model_or_message_is_another_generation(config):
@@ -151,6 +153,32 @@ def test_another_file_of_the_same_name_is_refused(config, tmp_path):
         score.score(config.workdir, TASKS)
 
 
+def test_other_options_of_a_benchmark_are_refused(config, tmp_path):
+    """They decide which items there are and how they are judged: one folder has one kind."""
+    folder = RunFolder(tmp_path / "run")
+    folder.open_task("livecodebench", "a", "1", {"start": "2024-08-01"})
+    folder.open_task("livecodebench", "a", "1", {"start": "2024-08-01"})
+    with pytest.raises(
+        UserError, match="made with start 2024-08-01 for livecodebench, now it is no"
+    ):
+        folder.open_task("livecodebench", "a", "1")
+
+
+def test_options_reach_their_benchmark(config, tmp_path):
+    asked = replace(
+        config,
+        livecodebench=LiveCodeBenchConfig(end="2025-05-31", checking="official"),
+        codeforces=CodeforcesConfig(standings=str(tmp_path / "none.jsonl")),
+    ).options()
+    assert asked["livecodebench"] == {"end": "2025-05-31", "checking": "official"}
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        tasks_with(asked)
+    found = tasks_with({"livecodebench": asked["livecodebench"]})
+    assert "to 2025-05-31, official checking" in found["livecodebench"].title
+    with pytest.raises(UserError, match="unknown release"):
+        tasks_with({"livecodebench": {"release": "v9"}})
+
+
 def test_an_unknown_benchmark_is_named(config):
     with pytest.raises(UserError, match=r"unknown benchmark 'has_a'.*known: has_o"):
         evaluate([config], [Scripted()], {"has_o": TASKS["has_o"]})
@@ -169,10 +197,10 @@ def test_scores_can_be_made_again_without_a_model(config, capsys):
     ]
     assert score.score(config.workdir, TASKS) == 0
     assert results(config) == before
-    assert "has_e" in capsys.readouterr().out
+    assert "has e" in capsys.readouterr().out
 
 
-def test_answers_to_prompts_that_are_asked_otherwise_now_do_not_count(config):
+def test_answers_to_prompts_that_are_asked_otherwise_now_do_not_count(config, capsys):
     evaluate([config], [Scripted(lambda ask: reply("a"))], TASKS)
     task = TASKS["has_a"]
     politer = replace(
@@ -182,12 +210,12 @@ def test_answers_to_prompts_that_are_asked_otherwise_now_do_not_count(config):
     evaluate([config], [source], {**TASKS, "has_a": politer})
     assert len(source.asked) == 18
     first, second = results(config)["results"]
-    assert (first["score"]["estimate"], first["answers"]) == (0.0, 18)
-    assert (second["score"]["estimate"], second["answers"]) == (0.0, 18)  # no "e" in "a"
-    assert any(w.startswith("18 answers are to prompts") for w in results(config)["warnings"])
+    assert (first["score"]["estimate"], first["samples"]) == (0.0, 18)
+    assert (second["score"]["estimate"], second["samples"]) == (0.0, 18)  # no "e" in "a"
+    assert "18 answers are to prompts that" in capsys.readouterr().err
 
 
-def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config):
+def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config, capsys):
     def cut(ask):
         if ask.sample:
             return reply("aaa")
@@ -204,14 +232,14 @@ def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config):
     evaluate([config], [Scripted(cut)], {**TASKS, "has_a": spy})
     first = results(config)["results"][0]
     assert first["score"]["estimate"] == pytest.approx(2 / 3)
-    assert first["unfinished_thought"] == first["truncated"] == pytest.approx(1 / 3)
+    assert first["unfinished_thoughts"] == first["truncated"] == pytest.approx(1 / 3)
     assert set(asked_for_letters) == {"aaa"}
-    assert any("thoughts did not end" in text for text in results(config)["warnings"])
+    assert "thoughts did not end" in capsys.readouterr().err
 
 
-def test_copies_instead_of_samples_are_noticed(config):
+def test_copies_instead_of_samples_are_noticed(config, capsys):
     evaluate([config], [Scripted(lambda ask: reply("word " * 50))], TASKS)
-    assert any("copies of each other" in text for text in results(config)["warnings"])
+    assert "copies of each other" in capsys.readouterr().err
     assert results(config)["results"][0]["identical_repeats"] == 1.0
 
 
@@ -221,7 +249,7 @@ def test_what_cannot_be_asked_is_left_out_and_asked_again(config, capsys):
 
     assert evaluate([config], [Scripted(some)], TASKS) == 1
     assert "6 of 36 could not be asked, the first: has_" in capsys.readouterr().err
-    assert [r["missing"] for r in results(config)["results"]] == [3, 3]
+    assert [r["samples_asked"] - r["samples"] for r in results(config)["results"]] == [3, 3]
     again = Scripted()
     assert evaluate([config], [again], TASKS) == 0
     assert len(again.asked) == 6
@@ -244,7 +272,7 @@ def test_a_mistake_in_a_scorer_costs_no_generation(config, tmp_path, capsys):
     assert "3 answers could not be judged, the first: has_a item q2 sample" in error
     assert "RuntimeError: a scorer with a mistake" in error
     assert len(generations(config)) == 36
-    assert results(config)["results"][0]["answers"] == 15
+    assert results(config)["results"][0]["samples"] == 15
 
 
 def test_scoring_runs_beside_generation(config):

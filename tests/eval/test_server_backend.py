@@ -260,7 +260,7 @@ def test_a_server_that_does_not_do_as_told_is_found_out(config, fake, text, word
     go(config)
     assert words in capsys.readouterr().err
     results = json.loads((Path(config.workdir) / "results.json").read_text())
-    assert any(words in warning for warning in results["warnings"])
+    assert any(words in note for note in results["run"]["notes"])
 
 
 def test_an_obedient_server_is_not_suspected(config, capsys):
