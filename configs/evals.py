@@ -34,7 +34,7 @@ class EvalModel:
         slots = self.max_slots
         power = slots >= 1 and slots & (slots - 1) == 0
         check(power, "model.max_slots", slots, "a power of two")
-        check(self.max_tokens >= 1, "model.max_tokens", self.max_tokens, "at least 1")
+        check(self.max_tokens >= 128, "model.max_tokens", self.max_tokens, "at least 128, a page")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

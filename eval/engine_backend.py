@@ -26,6 +26,8 @@ from gemma4_jax.text.tokenizer import Tokenizer
 
 # Requests in line for every row that decodes: enough that none waits, few enough to hold in memory.
 _AHEAD = 4
+# Where to turn for a request that is too long, as nearly all refused ones are.
+_BOUNDS = "--model.max-tokens has room for so much, --generation.max-tokens asks for so much"
 
 
 @dataclass
@@ -65,7 +67,7 @@ class EngineBackend:
                         stream = engine.submit(ask.messages, **_options(ask))
                         running.append((ask, stream, time.perf_counter()))
                     except UserError as error:
-                        yield ask, Refusal(why=str(error))
+                        yield ask, Refusal(why=f"{error} ({_BOUNDS})")
                 enough = len(running) >= engine.max_slots
                 start = time.perf_counter()
                 engine.step()

@@ -100,7 +100,13 @@ def finish(
         found = write_results(folder.path, sources)
         print(table(found, about))
         print(f"every answer: {folder.path / 'report.html'}")
-        for text in (*about["notes"], *_warnings(found, about)):
+        warnings = [*about["notes"], *_warnings(found, about)]
+        if others := sum(map(len, judging.verdicts.values())) - sum(one.samples for one in found):
+            warnings.append(
+                f"{others} answers are to prompts that their benchmarks no longer ask so; they are kept, and "
+                "not counted"
+            )
+        for text in warnings:
             print(f"warning: {text}", file=sys.stderr)
     if judging.failures:
         print(

@@ -5,6 +5,7 @@ there is one (that is what the run exports). Adapters are not models: of such a 
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def load_step(run: Path, step: int, dtype: str, mesh: Mesh | None) -> Model:
         places,
     )
     where = state_folder(run, step).absolute()
+    # It misses a file beside the arrays that only CheckpointManager looks for, elsewhere.
+    logging.getLogger("absl").addFilter(_without_metadata)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(where).item_metadata.tree
@@ -86,6 +89,10 @@ def load_step(run: Path, step: int, dtype: str, mesh: Mesh | None) -> Model:
         first_line = str(error).strip().partition("\n")[0][:200]
         raise UserError(f"{where} cannot be read: {first_line}") from None
     return build(about.config, restored[name], about.tokenizer, dtype=kind)
+
+
+def _without_metadata(record: logging.LogRecord) -> bool:
+    return "_CHECKPOINT_METADATA" not in record.getMessage()
 
 
 def _config(run: Path) -> dict[str, Any]:

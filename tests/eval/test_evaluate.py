@@ -158,7 +158,9 @@ def test_other_options_of_a_benchmark_are_refused(config, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.open_task("livecodebench", "a", "1", {"start": "2024-08-01"})
     folder.open_task("livecodebench", "a", "1", {"start": "2024-08-01"})
-    with pytest.raises(UserError, match="made with start 2024-08-01 for livecodebench, now it is no"):
+    with pytest.raises(
+        UserError, match="made with start 2024-08-01 for livecodebench, now it is no"
+    ):
         folder.open_task("livecodebench", "a", "1")
 
 
@@ -196,6 +198,21 @@ def test_scores_can_be_made_again_without_a_model(config, capsys):
     assert score.score(config.workdir, TASKS) == 0
     assert results(config) == before
     assert "has e" in capsys.readouterr().out
+
+
+def test_answers_to_prompts_that_are_asked_otherwise_now_do_not_count(config, capsys):
+    evaluate([config], [Scripted(lambda ask: reply("a"))], TASKS)
+    task = TASKS["has_a"]
+    politer = replace(
+        task, prompt=lambda *given: [{"role": "system", "content": "Please."}, *task.prompt(*given)]
+    )
+    source = Scripted(lambda ask: reply("zzz"))
+    evaluate([config], [source], {**TASKS, "has_a": politer})
+    assert len(source.asked) == 18
+    first, second = results(config)["results"]
+    assert (first["score"]["estimate"], first["samples"]) == (0.0, 18)
+    assert (second["score"]["estimate"], second["samples"]) == (0.0, 18)  # no "e" in "a"
+    assert "18 answers are to prompts that" in capsys.readouterr().err
 
 
 def test_a_thought_that_did_not_end_is_wrong_whatever_it_says(config, capsys):
