@@ -41,7 +41,14 @@ def write_results(folder: Path, sources: Mapping[str, Source]) -> list[Results]:
     run["generations_of_other_prompts"] = len(everything) - len(judged)
     results = summarize_all(sources, judged, _planned(run))
     models = list(run.get("models", ()))
-    results.sort(key=lambda r: (r.task, models.index(r.model) if r.model in models else -1))
+    results.sort(
+        key=lambda r: (
+            r.task,
+            models.index(r.model) if r.model in models else -1,
+            r.protocol,
+            json.dumps(r.settings, sort_keys=True),
+        )
+    )
     write_json(folder / "results.json", results, run)
     write_text(
         folder / "report.html",

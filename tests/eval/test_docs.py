@@ -32,4 +32,4 @@ def test_the_worked_example(repository, tmp_path):
         ("reference", 0.5),
         ("thinking", 0.5),
     ]
-    assert set(found[0]["by_category"]) == {"America", "Europe"}
+    assert {row["name"] for row in found[0]["categories"]} == {"America", "Europe"}
