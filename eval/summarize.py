@@ -184,7 +184,7 @@ def _votes_compare(questions: Mapping[str, Sequence[Judged]]) -> bool:
     """
     for found in questions.values():
         prompts = {json.dumps(j.generation.messages, sort_keys=True) for j in found}
-        if len(prompts) > 1 and not all("vote" in j.details for j in found):
+        if len(prompts) > 1 and not all("vote" in j.details or j.extracted is None for j in found):
             return False
     return True
 
