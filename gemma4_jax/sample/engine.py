@@ -4,7 +4,8 @@
 runs the engine, a step at a time: what fits is admitted, one chunk of prompts is read, and all rows that decode
 go on by a few tokens. So nobody waits longer than a chunk for others' prompts. Full layers keep pages, taken as
 rows grow; if none are left, the request that came last gives its own back, stands in line again, and its tokens
-are read again as a prompt. Prompts that begin alike share pages (`paging.py`).
+are read again as a prompt. Prompts that begin alike share pages (`paging.py`). Where a mesh cuts rows, a
+request is in one of its parts from its admission on, and has that part's rows and pages.
 
 A request gets the tokens that it gets alone: rows are independent, and noise depends on its own seed and step.
 Here: decisions, on the host. Not here: what is on the device (`engine_device.py`).
@@ -33,7 +34,7 @@ from gemma4_jax.sample.buckets import power_of_two
 from gemma4_jax.sample.drafters import Drafter, Drafts, History
 from gemma4_jax.sample.engine_device import STOP_IDS, Asked, Device, Read
 from gemma4_jax.sample.masks import masks_of
-from gemma4_jax.sample.paging import Pages
+from gemma4_jax.sample.paging import Pools
 from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options
 from gemma4_jax.sample.row import Completion, Row, Token, rows_for
@@ -50,6 +51,7 @@ class _Task:
     tokens: list[int]
     stream: Stream
     history: History  # of the same tokens
+    part: int = 0  # of those in which a mesh cuts rows
     pages: list[int] = field(default_factory=list)
     held: int = 0  # tokens that its pages and rings hold
     reading: int | None = None  # its place among the rows that are read
@@ -82,11 +84,6 @@ def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
     """The mesh of a model, if an engine can run over it."""
     if mesh is None:
         return None
-    if rows_over(mesh) > 1:
-        raise UserError(
-            f"an engine runs over tensor and seq, and this mesh cuts rows in {rows_over(mesh)} parts "
-            "(data, fsdp, expert); run an engine for each part, or use Sampler"
-        )
     if page_size % mesh.shape[TOKENS]:
         raise UserError(
             f"page_size {page_size} does not divide over {mesh.shape[TOKENS]} devices of seq"
@@ -97,13 +94,14 @@ def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
 class Engine:
     """Runs many requests on one model.
 
-    Where the model's parameters lie over a mesh, so do its pages and rings: heads over `tensor`, the positions
-    of every page over `seq`.
+    Where the model's parameters lie over a mesh, so do its pages and rings: rows and their pages in equal parts
+    over `data`, `fsdp` and `expert`, heads over `tensor`, the positions of every page over `seq`.
 
     max_slots: most requests that decode together. max_tokens: positions that all of them may hold together in
-    full layers. max_context: most positions of one request, by default the model's, or max_tokens if that is
-    less. page_size: positions of a page. prefill_tokens: prompt tokens read between two dispatches. steps:
-    tokens a row gets in a dispatch. snapshots: ends of prefixes that can be gone on from.
+    full layers. max_context: most positions of one request, by default the model's, or a part's share of
+    max_tokens if that is less. page_size: positions of a page. prefill_tokens: prompt tokens that a part reads
+    between two dispatches. steps: tokens a row gets in a dispatch. snapshots: ends of prefixes that can be gone
+    on from.
     cache_compression, cache_dtype: as of `Sampler`. drafter: guesses what rows will choose, which changes
     their speed alone (`drafters.py`).
     """
@@ -134,19 +132,22 @@ class Engine:
         for name, value in sizes.items():
             if not isinstance(value, int) or value <= 0:
                 raise UserError(f"{name} must be a whole number above 0, got {value!r}")
-            if name in ("max_slots", "prefill_tokens") and value != power_of_two(value):
-                raise UserError(f"{name} must be a power of two, got {value}")
+        if prefill_tokens != power_of_two(prefill_tokens):
+            raise UserError(f"prefill_tokens must be a power of two, got {prefill_tokens}")
         if cache_compression not in COMPRESSIONS:
             raise unknown("cache compression", cache_compression, COMPRESSIONS)
         self._mesh = _usable(mesh_of(model.params), page_size)
+        parts = rows_over(self._mesh)
+        self._most_slots = _shared_out(max_slots, parts)
         config = model.config
-        max_tokens -= max_tokens % page_size
-        largest = min(config.max_position, max_tokens)
+        pages = max_tokens // (parts * page_size)
+        largest = min(config.max_position, pages * page_size)
         self.max_context = largest if max_context is None else max_context
         if not 0 < self.max_context <= largest:
+            of_parts = f" over {parts} parts of rows" if parts > 1 else ""
             raise UserError(
                 f"max_context must be from 1 to {largest} (the model's {config.max_position} positions, "
-                f"max_tokens {max_tokens}), got {max_context}"
+                f"max_tokens {max_tokens}{of_parts}), got {max_context}"
             )
         if drafter is not None and drafter.reads_hidden and self._mesh is not None:
             raise UserError("a drafter's model runs on one device; over a mesh use ngram")
@@ -154,13 +155,15 @@ class Engine:
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         steps = steps if drafter is None else 1
         self._ahead = max(steps, 0 if drafter is None else drafter.lengths[-1] + 1)
-        self.pages = Pages(max_tokens // page_size, page_size, snapshots)
+        snapshots = -(-snapshots // parts)
+        self.pages = Pools.of(parts, pages, page_size, snapshots)
         self._device = Device(
             model,
             self._mesh,
-            pages=(self.pages.count, page_size),
+            parts=parts,
+            pages=(pages, page_size),
             context=self.max_context,
-            max_slots=max_slots,
+            max_slots=self._most_slots,
             prefill_tokens=prefill_tokens,
             steps=steps,
             snapshots=snapshots,
@@ -169,7 +172,7 @@ class Engine:
         )
         self._waiting: deque[_Task] = deque()
         self._reading: list[_Task | None] = [None] * self._device.places
-        self._slots: list[_Task | None] = [None]
+        self._slots: list[_Task | None] = [None] * parts
         self._submitted = 0
         self._lock = threading.RLock()
 
@@ -264,47 +267,78 @@ class Engine:
             self._decode()
             self._shrink()
 
-    def _active(self) -> list[_Task]:
-        """Admitted tasks, the first come first."""
+    def _active(self, part: int | None = None) -> list[_Task]:
+        """Admitted tasks, of one part or of all, the first come first."""
         tasks = [task for task in (*self._reading, *self._slots) if task is not None]
-        return sorted(tasks, key=lambda task: task.number)
+        return sorted(
+            (task for task in tasks if part in (None, task.part)), key=lambda task: task.number
+        )
 
     def _admit(self) -> None:
         held_back = []
-        while self._waiting and None in self._reading and len(self._active()) < self.max_slots:
+        while self._waiting and (parts := self._open_parts()):
             task = self._waiting.popleft()
-            if self._prompt_is_being_read(task):
-                held_back.append(task)
-            elif not self._take_over(task):
+            for part in self._preferred(parts, task):
+                if self._prompt_is_being_read(task, part):
+                    held_back.append(task)
+                    break
+                if self._take_over(task, part):
+                    break
+            else:
                 self._waiting.appendleft(task)
                 break
         self._waiting.extendleft(reversed(held_back))
 
-    def _prompt_is_being_read(self, task: _Task) -> bool:
+    def _open_parts(self) -> list[int]:
+        """Parts that have room for one more, apart from pages."""
+        return [
+            part
+            for part, places in enumerate(self.pages.shares(self._reading))
+            if any(self._reading[i] is None for i in places)
+            and len(self._active(part)) < self._most_slots
+        ]
+
+    def _preferred(self, parts: list[int], task: _Task) -> list[int]:
+        """The best first: where whole chunks need not be read; then where the fewest rows and most pages are.
+
+        Parts read and decode at the same time: what one has to read beside others' prompts costs nothing.
+        """
+        if len(parts) == 1:
+            return parts
+        chunk = self._device.sizes[-1][1]
+
+        def rank(part: int) -> tuple[int, int, int]:
+            pages = self.pages.parts[part]
+            chunks = pages.find(task.tokens).tokens // chunk
+            return -chunks, len(self._active(part)), -pages.available
+
+        return sorted(parts, key=rank)
+
+    def _prompt_is_being_read(self, task: _Task, part: int) -> bool:
         """Whether most of its prompt is on its way into pages: waiting for these costs less than reading it."""
         size = self.pages.size
         whole = (len(task.tokens) - 1) // size * size
         wanted = task.tokens[:whole]
         return whole > 0 and any(
-            other is not None and other.held < whole and other.tokens[:whole] == wanted
-            for other in self._reading
+            other.reading is not None and other.held < whole and other.tokens[:whole] == wanted
+            for other in self._active(part)
         )
 
-    def _take_over(self, task: _Task) -> bool:
+    def _take_over(self, task: _Task, part: int) -> bool:
         """Give it pages for its tokens, the ones that are known already first; False if there are too few."""
-        prefix = self.pages.find(task.tokens)
-        self.pages.reuse(prefix, task.tokens)
+        pages = self.pages.parts[part]
+        prefix = pages.find(task.tokens)
+        pages.reuse(prefix, task.tokens)
         wanted = self._pages_for(len(task.tokens)) - len(prefix.pages)
         # Everybody else will want a page before long; taking the last ones would only interrupt somebody.
-        spare = len(self._active())
-        fresh = (
-            self.pages.take(wanted) if wanted + spare <= self.pages.available or not spare else None
-        )
+        spare = len(self._active(part))
+        fresh = pages.take(wanted) if wanted + spare <= pages.available or not spare else None
         if fresh is None:
-            self.pages.release(prefix.pages)
+            pages.release(prefix.pages)
             return False
-        task.pages, task.held = [*prefix.pages, *fresh], prefix.tokens
-        task.reading = self._reading.index(None)
+        task.part, task.pages, task.held = part, [*prefix.pages, *fresh], prefix.tokens
+        places = self.pages.shares(self._reading)[part]
+        task.reading = next(i for i in places if self._reading[i] is None)
         self._reading[task.reading] = task
         if prefix.snapshot is not None:
             self._device.recall(prefix.snapshot, task.reading)
@@ -319,37 +353,56 @@ class Engine:
         tasks = [task for task in self._active() if task.reading is not None]
         if not tasks:
             return
-        tasks, rows, size = self._chunk(tasks)
-        parts = [task.tokens[task.held : task.held + size] for task in tasks]
-        places = [task.reading for task in tasks if task.reading is not None]
-        held = [task.held for task in tasks]
-        read = self._device.read(rows, size, [task.pages for task in tasks], places, held, parts)
-        for task, place, part in zip(tasks, places, parts, strict=True):
-            task.held += len(part)
-            snapshot = self._keep(task)
-            if snapshot is not None:
-                self._device.save_read(place, snapshot)
-        if any(task.held == len(task.tokens) for task in tasks):
-            self._first_tokens(read, tasks)
+        read_from, size = self._chunk(tasks)
+        new: list[Sequence[int]] = [
+            () if task is None else task.tokens[task.held : task.held + size] for task in read_from
+        ]
+        read = self._device.read(
+            size,
+            [() if task is None else task.pages for task in read_from],
+            [None if task is None else task.reading for task in read_from],
+            [0 if task is None else task.held for task in read_from],
+            new,
+        )
+        for task, part in zip(read_from, new, strict=True):
+            if task is not None and task.reading is not None:
+                task.held += len(part)
+                snapshot = self._keep(task)
+                if snapshot is not None:
+                    self._device.save_read(task.reading, snapshot)
+        ready = [
+            task if task is not None and task.held == len(task.tokens) else None
+            for task in read_from
+        ]
+        if any(ready):
+            self._first_tokens(read, ready)
 
-    def _chunk(self, tasks: list[_Task]) -> tuple[list[_Task], int, int]:
-        """Which tasks to read from (the oldest, and who fits beside it), and the program's rows and tokens."""
-        rest = len(tasks[0].tokens) - tasks[0].held
+    def _chunk(self, tasks: list[_Task]) -> tuple[list[_Task | None], int]:
+        """Which tasks to read from, in the order of the program's rows, and how many tokens of each.
+
+        The oldest decides how many; every part reads from its oldest, and from those who fit beside it.
+        """
+
+        def rest(task: _Task) -> int:
+            return len(task.tokens) - task.held
+
         sizes = self._device.sizes
-        size = min((t for _, t in sizes if t >= rest), default=sizes[-1][1])
-        most = max(rows for rows, tokens in sizes if tokens == size)
-        fitting = [task for task in tasks if len(task.tokens) - task.held <= size]
-        together = [tasks[0], *(task for task in fitting if task is not tasks[0])][:most]
-        return together, 1 if len(together) == 1 else most, size
+        together: list[list[_Task]] = []
+        size = min((t for _, t in sizes if t >= rest(tasks[0])), default=sizes[-1][1])
+        most = max(rows for rows, tokens in sizes if tokens == size) // self._device.parts
+        for part in range(self._device.parts):
+            mine = [task for task in tasks if task.part == part]
+            fitting = [task for task in mine[1:] if rest(task) <= size]
+            together.append([*mine[:1], *fitting][:most])
+        rows = 1 if max(map(len, together)) == 1 else most
+        return [task for mine in together for task in (*mine, *(None,) * (rows - len(mine)))], size
 
-    def _first_tokens(self, read: Read, tasks: list[_Task]) -> None:
+    def _first_tokens(self, read: Read, ready: list[_Task | None]) -> None:
         """The next token of every task whose prompt has been read; it decodes from then on."""
-        ready = [task if task.held == len(task.tokens) else None for task in tasks]
-        padded = [*ready, *(None,) * (len(read.places) - len(ready))]
-        masks = self._masks(padded)
-        held = [0 if task is None else task.held for task in padded]
-        dispatch, hidden = self._device.first(read, _asked(padded), held, masks)
-        for i, task in enumerate(padded):
+        masks = self._masks(ready)
+        held = [0 if task is None else task.held for task in ready]
+        dispatch, hidden = self._device.first(read, _asked(ready), held, masks)
+        for i, task in enumerate(ready):
             if task is None or task.reading is None:
                 continue
             request = task.row.request
@@ -357,7 +410,7 @@ class Engine:
             place, task.reading = task.reading, None
             self._reading[place] = None
             if not dispatch.done[i]:
-                slot = task.slot = self._free_slot()
+                slot = task.slot = self._free_slot(task.part)
                 self._slots[slot] = task
                 output = [*task.output, new[0].id]
                 self._device.enter(slot, place, task.held, request, output, hidden, i)
@@ -419,11 +472,11 @@ class Engine:
         most = len(request.prompt) + request.max_new_tokens - 1
         wanted = self._pages_for(min(task.held + self._ahead, most)) - len(task.pages)
         while task.slot is not None and wanted > 0:
-            fresh = self.pages.take(wanted)
+            fresh = self.pages.parts[task.part].take(wanted)
             if fresh is not None:
                 task.pages += fresh
                 return
-            self._interrupt(self._active()[-1])
+            self._interrupt(self._active(task.part)[-1])
 
     def _interrupt(self, task: _Task) -> None:
         """Back in line, before those that came later; its tokens so far are a prompt then."""
@@ -481,33 +534,39 @@ class Engine:
         if task.reading is not None:
             self._reading[task.reading] = None
         task.slot = task.reading = None
-        self.pages.release(task.pages)
+        self.pages.parts[task.part].release(task.pages)
         task.pages, task.held = [], 0
 
     # Memory
 
     def _keep(self, task: _Task, *, evict: bool = True) -> int | None:
         """Remember a task's pages for prompts that begin alike; where its rings must go for that, or None."""
-        return self.pages.keep(task.tokens[: task.held], task.pages, evict=evict)
+        pages = self.pages.parts[task.part]
+        return pages.keep(task.tokens[: task.held], task.pages, evict=evict)
 
-    def _free_slot(self) -> int:
-        if None not in self._slots:
-            self._resize(2 * len(self._slots), list(range(len(self._slots))))
-        return self._slots.index(None)
+    def _free_slot(self, part: int) -> int:
+        mine = self.pages.shares(self._slots)
+        if all(self._slots[i] is not None for i in mine[part]):
+            self._resize(2 * len(mine[0]), mine)
+            mine = self.pages.shares(self._slots)
+        return next(i for i in mine[part] if self._slots[i] is None)
 
     def _shrink(self) -> None:
         """Half the rows, if a quarter is in use: a program computes all of its rows."""
-        used = [i for i, task in enumerate(self._slots) if task is not None]
+        slots = self.pages.shares(self._slots)
+        used = [[i for i in mine if self._slots[i] is not None] for mine in slots]
         asking = any(task is not None and task.row.request.penalised for task in self._slots)
         if self._device.penalised and not asking:
             self._device.without_penalties()
-        if len(self._slots) > 1 and len(used) <= len(self._slots) // 4:
-            self._resize(len(self._slots) // 2, used)
+        rows = len(slots[0])
+        if rows > 1 and max(map(len, used)) <= rows // 4:
+            self._resize(rows // 2, used)
 
-    def _resize(self, rows: int, source: list[int]) -> None:
-        self._device.resize(rows, source)
-        moved = [self._slots[i] for i in source]
-        self._slots = [*moved, *(None,) * (rows - len(moved))]
+    def _resize(self, rows: int, kept: Sequence[Sequence[int]]) -> None:
+        """So many rows in each part; kept: which of its rows it keeps."""
+        source = [i for mine in kept for i in (*mine, *(None,) * (rows - len(mine)))]
+        self._device.resize(source)
+        self._slots = [None if i is None else self._slots[i] for i in source]
         for slot, task in enumerate(self._slots):
             if task is not None:
                 task.slot = slot
@@ -522,7 +581,16 @@ class Engine:
             if not self.idle:
                 raise UserError("warm up an engine before requests are submitted to it")
             self._device.warm_up(self.max_slots)
-            self._slots = [None]
+            self._slots = [None] * self._device.parts
+
+
+def _shared_out(max_slots: int, parts: int) -> int:
+    """Most rows of each part; a power of two."""
+    each, rest = divmod(max_slots, parts)
+    if rest or not each or each != power_of_two(each):
+        of_parts = f" times {parts}, the parts in which the mesh cuts rows" if parts > 1 else ""
+        raise UserError(f"max_slots must be a power of two{of_parts}, got {max_slots}")
+    return each
 
 
 def _asked(tasks: Sequence[_Task | None]) -> Asked:
