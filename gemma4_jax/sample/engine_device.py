@@ -289,6 +289,7 @@ class Device:
     def warm_up(self, most_rows: int) -> None:
         """For 1, 2, 4, ... rows of each part, up to `most_rows` in all; ends with one."""
         filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
+        programs.forget_keys()  # those of an engine elsewhere: what makes them is compiled for this mesh too
         with over(self._mesh):
             for rows, size in self.sizes:
                 nobody = [()] * rows
@@ -326,7 +327,8 @@ class Device:
             drafts = np.zeros((rows, self._drafter.lengths[-1]), np.int32)
             for length in self._drafter.lengths:
                 self._pool, self._state, _ = programs.verify_rows(
-                    *self._all(asked), drafts, none, ends, self._blocked, filters=filters, length=length
+                    *self._all(asked), drafts, none, ends, self._blocked, filters=filters, length=length,
+                    mask=None,
                 )  # fmt: skip
         for read in {rows for rows, _ in self.sizes}:
             hidden = jnp.zeros((read, self._config.d_model), self._module.dtype)

@@ -87,6 +87,11 @@ def _key(seed: int, row: int) -> Any:
     return jax.device_get(jax.random.key_data(row_keys([seed], [row])))[0]
 
 
+def forget_keys() -> None:
+    """Make keys of seeds anew from now on."""
+    _key.cache_clear()
+
+
 def settings_of(requests: Sequence[Request | None], penalties: Penalties | None = None) -> Settings:
     """Of a call's rows; None for padding."""
 
