@@ -4,91 +4,30 @@
     compare(before, after)             two systems on the same items, right or wrong
     bootstrap_difference(a, b)         two systems on the same items, any scores
 
-Two systems judged on the same items are compared item by item: differences between items then cancel,
-and the interval is far narrower than that of two separate accuracies.
+The first two are `gemma4_jax.verify.intervals`, which training reports with too.
 """
-
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
-Scores = Sequence[float] | Sequence[bool] | np.ndarray
+from gemma4_jax.verify.intervals import (
+    Comparison,
+    Interval,
+    Scores,
+    compare,
+    mcnemar,
+    paired,
+    wilson,
+)
 
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the interval that holds the truth with the confidence asked for."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two systems on the same items. difference: second minus first, as shares of the items.
-
-    only_first, only_second: items that one alone got right. p_value: McNemar's exact test, two-sided:
-    how often chance would split those items at least so unevenly between two equal systems.
-    """
-
-    difference: Interval
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion: sound for few items and near 0 and 1.
-
-    Source: E. B. Wilson, JASA 22 (1927) 209. Raises ValueError unless 0 <= successes <= n and n > 0.
-    """
-    if n <= 0 or not 0 <= successes <= n:
-        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
-    z, share = _z(confidence), successes / n
-    scale = 1 + z * z / n
-    middle = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    # At the ends the formula gives 0 and 1 exactly, arithmetic not quite.
-    low = 0.0 if successes == 0 else middle - half
-    high = 1.0 if successes == n else middle + half
-    return Interval(share, low, high)
-
-
-def compare(first: Scores, second: Scores, confidence: float = 0.95) -> Comparison:
-    """Compare two systems that were right (1) or wrong (0) on the same items, in the same order.
-
-    The interval is Bonett and Price's (J. Educ. Behav. Stat. 37 (2012) 479): Wald's after one more item
-    that each system alone gets right, so that it does not shrink to nothing when two never disagree.
-
-    Raises ValueError for empty or unequal lists, or scores other than 0 and 1.
-    """
-    a, b = _paired(first, second)
-    if not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
-        raise ValueError("compare needs scores of 0 and 1; bootstrap_difference takes any")
-    only_first, only_second = int(np.sum(a > b)), int(np.sum(b > a))
-    low, high = _bonett_price(only_first, only_second, a.size, _z(confidence))
-    return Comparison(
-        difference=Interval((only_second - only_first) / a.size, low, high),
-        only_first=only_first,
-        only_second=only_second,
-        p_value=mcnemar(only_first, only_second),
-    )
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value that items which one system alone got right fall to either by a fair coin."""
-    if only_first < 0 or only_second < 0:
-        raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    tail = math.fsum(math.exp(_log_choose(n, k) - n * math.log(2)) for k in range(fewer + 1))
-    return min(1.0, 2 * tail)
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Scores",
+    "bootstrap_difference",
+    "compare",
+    "mcnemar",
+    "wilson",
+]
 
 
 def bootstrap_difference(
@@ -103,7 +42,7 @@ def bootstrap_difference(
     For scores that are no 0 and 1 (averages over samples, graded answers, log-probabilities). Too narrow
     for fewer than about 20 items. The same seed gives the same interval.
     """
-    a, b = _paired(first, second)
+    a, b = paired(first, second)
     gain = b - a
     generator = np.random.default_rng(seed)
     block = max(1, 2**22 // gain.size)  # resamples at a time: 32 MiB of indices
@@ -114,29 +53,3 @@ def bootstrap_difference(
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return Interval(float(gain.mean()), float(low), float(high))
-
-
-def _bonett_price(only_first: int, only_second: int, n: int, z: float) -> tuple[float, float]:
-    p_first, p_second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
-    middle = p_second - p_first
-    half = z * math.sqrt((p_first + p_second - middle**2) / (n + 2))
-    return max(-1.0, middle - half), min(1.0, middle + half)
-
-
-def _paired(first: Scores, second: Scores) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(first, float), np.asarray(second, float)
-    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
-        raise ValueError(
-            f"paired scores must be two lists of one length, not empty; got shapes {a.shape} and {b.shape}"
-        )
-    return a, b
-
-
-def _z(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

@@ -1,0 +1,323 @@
+"""Rounds with a tiny model of random weights, killed at every stage: what is finished is never done again,
+and the end is that of a run which nobody killed.
+
+The model knows nothing, so a verifier that likes every other length makes it right half the time; and DPO is
+a step that changes a norm, but for one run, which is `train.dpo`'s.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from configs.mesh import MeshConfig
+from configs.rlaif import PRESETS
+from configs.schema import BatchConfig, DataConfig, ModelSource, RunConfig
+from configs.verifiable import RLAIFConfig, RoundsConfig, SamplingConfig
+from gemma4_jax import checkpoint
+from gemma4_jax.data.encode import dpo_encoder
+from gemma4_jax.errors import UserError
+from train import dpo
+from train.verifiable import answers, files, prompts, rounds
+
+from .conftest import write_rows
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+class Killed(BaseException):
+    """As SIGKILL would: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def rows():
+    def row(i: int) -> dict[str, Any]:
+        return {"id": f"p{i}", "prompt": f"what is {WORDS[i]}", "verifier": {"kind": "even"}}
+
+    return [row(i) for i in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    """Verifiers of lengths, and a DPO that takes no time."""
+    monkeypatch.setattr(prompts, "verifier_of", lambda row, timeout: even)
+    monkeypatch.setattr(dpo, "run", nudge)
+
+
+def even(text: str):
+    right = len(text) % 2 == 0
+    return prompts.Verdict(score=float(right), right=right, reason="" if right else "odd length")
+
+
+def nudge(config) -> int:
+    model = checkpoint.load(config.model.path)
+    scaled = jax.tree.map(lambda leaf: leaf * 1.01, model.params)
+    checkpoint.save_huggingface(
+        replace(model, params=scaled), Path(config.run.workdir) / "huggingface"
+    )
+    return 0
+
+
+@pytest.fixture
+def config(tmp_path, rows, model_folder) -> RLAIFConfig:
+    write_rows(tmp_path / "prompts.jsonl", rows[:6])
+    write_rows(tmp_path / "held.jsonl", rows[6:])
+    return RLAIFConfig(
+        model=ModelSource(path=str(model_folder)),
+        mesh=MeshConfig(fsdp=1),
+        data=DataConfig(
+            path=str(tmp_path / "prompts.jsonl"),
+            validation=(str(tmp_path / "held.jsonl"),),
+            max_length=96,
+        ),
+        batch=BatchConfig(rows=2),
+        run=RunConfig(workdir=str(tmp_path / "run"), steps=2, log_every=1, samples=0),
+        sampling=SamplingConfig(samples=6, max_new_tokens=48, max_slots=8, max_tokens=2048),
+        rounds=RoundsConfig(count=2, prompts=3),
+    )
+
+
+def folder(config) -> Path:
+    return Path(config.run.workdir)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return sorted(map(json.loads, file.open()), key=lambda row: (row["prompt"], row["sample"]))
+
+
+def outcome(config) -> dict[str, Any]:
+    """Everything that a run found out."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder(config).glob("round_*/*")):
+        name = str(file.relative_to(folder(config)))
+        if file.name.split(".")[-2] in ("samples", "verdicts", "answers", "reference"):
+            found[name] = lines(file)
+        elif file.name in ("pairs.json", "pairs.jsonl", "evaluation.json"):
+            found[name] = file.read_text()
+    found["report"] = (folder(config) / "report.md").read_text()
+    return found
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    """What an undisturbed run found out, for the tests that kill one."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(config, kept):
+    if not kept:
+        assert rounds.run(config) == 0
+        kept.update(outcome(config))
+        config = replace(config, run=replace(config.run, workdir=config.run.workdir + "-2"))
+    return config, kept
+
+
+def test_a_run_leaves_what_it_promised(config):
+    assert rounds.run(config) == 0
+    here = folder(config)
+    for number in (1, 2):
+        said = lines(here / f"round_{number}" / "samples.jsonl")
+        assert len(said) == 18 and len({row["seed"] for row in said}) == 18
+        assert {row["prompt"] for row in said} == {
+            f"p{i}" for i in range(3 * number - 3, 3 * number)
+        }
+        counts = json.loads((here / f"round_{number}" / "pairs.json").read_text())
+        assert sum(counts["answers"].values()) == 18 and sum(counts["prompts"].values()) == 3
+    start, first, second = (
+        json.loads((here / f"round_{i}" / "evaluation.json").read_text()) for i in range(3)
+    )
+    assert len({start["model"], first["model"], second["model"]}) == 3
+    # Decoding and scoring are two programs of one model: the start has not gone from itself.
+    assert abs(start["drift"]["nats"]) < 1e-3
+    assert first["drift"]["nats"] > 1e-3
+    page = (here / "report.html").read_text()
+    assert "data:image/svg+xml;base64," in page and "odd length" in page
+    assert "| 1 -> 2 |" in (here / "report.md").read_text()
+
+
+def test_pairs_say_where_they_came_from_and_hold_what_was_written(config, tokenizer):
+    assert rounds.run(replace(config, rounds=RoundsConfig(count=1))) == 0
+    here = folder(config) / "round_1"
+    said = {(row["prompt"], row["sample"]): row for row in lines(here / "samples.jsonl")}
+    pairs = [json.loads(line) for line in (here / "pairs.jsonl").open()]
+    assert pairs
+    start = json.loads((here.parent / "round_0" / "evaluation.json").read_text())["model"]
+    for pair in pairs:
+        about = pair["provenance"]
+        assert (about["round"], about["model"], about["verifier"]) == (1, start, "even")
+        assert about["sampling"]["temperature"] == 1.0 and about["sampling"]["samples"] == 6
+        for side, right in (("chosen", True), ("rejected", False)):
+            row = said[about["prompt"], about[side]["sample"]]
+            assert about[side]["seed"] == row["seed"] and about[side]["right"] is right
+            assert about[side]["reason"] == ("" if right else "odd length")
+            assert about[side]["tokens"] == len(row["ids"])
+            assert pair[side] == tokenizer.decode(row["ids"])
+            assert even(row["text"]).right is right
+        # What DPO learns from is the prompt that the engine read, and both answers to their last token.
+        (chosen, rejected) = dpo_encoder(tokenizer, "small")(pair).examples[0]
+        for sequence, side in ((chosen, "chosen"), (rejected, "rejected")):
+            learnt = [t for t, k in zip(sequence.tokens, sequence.loss_mask, strict=True) if k]
+            assert tokenizer.decode(learnt) == pair[side]
+            assert learnt[-1] in tokenizer.stop_ids
+
+
+@pytest.mark.parametrize("which", ["samples", "verdicts", "answers", "reference"])
+def test_a_run_killed_between_two_lines_goes_on_after_the_last(undisturbed, monkeypatch, which):
+    config, whole = undisturbed
+    put, left = files.Lines.put, 5 if which == "samples" else 2
+
+    def until(lines, row):
+        nonlocal left
+        if which in lines.path.name and "round_1" in str(lines.path):
+            if not left:
+                raise Killed
+            left -= 1
+        put(lines, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Lines, "put", until)
+        with pytest.raises(Killed):
+            rounds.run(config)
+    (file,) = folder(config).glob(f"round_1/*{which}.jsonl")
+    begun = file.read_text()
+    with file.open("a") as torn:
+        torn.write('{"prompt": "p0", "sa')
+    assert rounds.run(config) == 0
+    assert file.read_text().startswith(begun)
+    assert outcome(config) == whole
+
+
+@pytest.mark.parametrize("where", ["write_rows", "write_json", "before dpo", "after dpo"])
+def test_a_run_killed_between_two_stages_goes_on(undisturbed, monkeypatch, where):
+    config, whole = undisturbed
+    with monkeypatch.context() as patch:
+        if where.endswith("dpo"):
+
+            def learn(given):
+                if where == "after dpo":
+                    nudge(given)
+                raise Killed
+
+            patch.setattr(dpo, "run", learn)
+        else:
+
+            def kill(file, value):
+                raise Killed
+
+            patch.setattr(f"train.verifiable.gather.{where}", kill)
+        with pytest.raises(Killed):
+            rounds.run(config)
+    assert rounds.run(config) == 0
+    assert outcome(config) == whole
+
+
+def test_a_finished_run_does_nothing_again_and_goes_on_with_more_rounds(config, monkeypatch):
+    one = replace(config, rounds=replace(config.rounds, count=1))
+    assert rounds.run(one) == 0
+    before = outcome(config)
+
+    def never(*_: object, **__: object):
+        raise AssertionError("this was done before")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answers, "collect", never)
+        patch.setattr(dpo, "run", never)
+        patch.setattr(checkpoint, "load", never)
+        assert rounds.run(one) == 0
+    assert outcome(config) == before
+    assert rounds.run(config) == 0
+    after = outcome(config)
+    assert {name: after[name] for name in before if name != "report"} == {
+        name: found for name, found in before.items() if name != "report"
+    }
+    assert "round_2/evaluation.json" in after
+
+
+def test_another_configuration_or_other_prompts_are_refused(config, rows):
+    files.write_json(folder(config) / "rlaif.json", {})
+    with pytest.raises(UserError, match=r"was started otherwise: .*seed was None"):
+        rounds.run(config)
+    (folder(config) / "rlaif.json").unlink()
+    (folder(config) / "other").touch()
+    with pytest.raises(UserError, match="not empty and no such run made it"):
+        rounds.run(config)
+    (folder(config) / "other").unlink()
+    rounds._open(folder(config), config, *read(config), "model")
+    hotter = replace(config, sampling=replace(config.sampling, temperature=0.7))
+    with pytest.raises(UserError, match=r"sampling.temperature was 1.0, is 0.7"):
+        rounds._open(folder(config), hotter, *read(config), "model")
+    with pytest.raises(UserError, match="the model was 'model', is 'another'"):
+        rounds._open(folder(config), config, *read(config), "another")
+    write_rows(Path(config.data.path), rows[:5])
+    with pytest.raises(UserError, match="the prompts was"):
+        rounds._open(folder(config), config, *read(config), "model")
+    more = replace(config, rounds=replace(config.rounds, count=9))
+    write_rows(Path(config.data.path), rows[:6])
+    rounds._open(folder(config), more, *read(config), "model")
+
+
+def read(config):
+    names = (config.data.path, *config.data.validation)
+    first, *others = (prompts.read_prompts(name, 1.0) for name in names)
+    return first, others
+
+
+def test_a_policy_that_is_always_right_ends_the_rounds(config, monkeypatch, capsys):
+    right = prompts.Verdict(score=1.0, right=True, reason="")
+    monkeypatch.setattr(prompts, "verifier_of", lambda row, timeout: lambda text: right)
+    assert rounds.run(config) == 0
+    assert "round 1: no pairs" in capsys.readouterr().out
+    assert not (folder(config) / "round_2").exists()
+    assert "all right" in (folder(config) / "report.md").read_text()
+
+
+def test_rounds_need_a_model_and_files_of_different_names(config, tmp_path):
+    with pytest.raises(UserError, match=r"give --model.path"):
+        rounds.run(replace(config, model=ModelSource(architecture="tiny-ple")))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "held.jsonl").write_text((tmp_path / "held.jsonl").read_text())
+    twice = (str(tmp_path / "held.jsonl"), str(tmp_path / "b" / "held.jsonl"))
+    with pytest.raises(UserError, match=r"two files of data.validation are called 'held'"):
+        rounds.run(replace(config, data=replace(config.data, validation=twice)))
+
+
+@pytest.mark.slow
+def test_rounds_with_dpo_itself_stop_at_a_signal_and_go_on(config, monkeypatch):
+    """Its second round is pulled towards the start, not towards the policy of the first."""
+    monkeypatch.undo()
+    monkeypatch.setattr(prompts, "verifier_of", lambda row, timeout: even)
+    config = replace(config, rounds=replace(config.rounds, reference="start"))
+    train, codes = dpo.run, [143]
+    seen = []
+
+    def learn(given):
+        seen.append((given.model.path, given.loss.reference_path))
+        return train(given) if not codes else codes.pop()
+
+    monkeypatch.setattr(dpo, "run", learn)
+    assert rounds.run(config) == 143
+    assert not (folder(config) / "round_1" / "evaluation.json").exists()
+    assert rounds.run(config) == 0
+    start, first = config.model.path, str(folder(config) / "round_1" / "dpo" / "huggingface")
+    assert seen == [(start, ""), (start, ""), (first, start)]
+    losses = [
+        json.loads((folder(config) / f"round_{i}" / "dpo" / "metrics.jsonl").open().readline())[
+            "loss"
+        ]
+        for i in (1, 2)
+    ]
+    # Where the policy is the reference the first loss is ln 2; of the second round it is not.
+    assert losses[0] == pytest.approx(0.693147, abs=1e-5)
+    assert abs(losses[1] - 0.693147) > 1e-5
+    assert not (folder(config) / "round_2" / "dpo" / "checkpoints").exists()
+
+
+def test_presets_are_dpos_with_rounds_around():
+    from configs import dpo as plain
+
+    for name, preset in PRESETS.items():
+        assert preset().dpo().optim == plain.PRESETS[name]().optim
