@@ -136,7 +136,12 @@ class RLAIFConfig(DPOConfig):
         if self.rounds.reference == "start":
             unfit = {"loss.sync_every": self.loss.sync_every, "loss.reference": self.loss.reference}
             for name, usual in (("loss.sync_every", 0), ("loss.reference", "auto")):
-                check(unfit[name] == usual, name, unfit[name], f"{usual!r} with rounds.reference start")
+                check(
+                    unfit[name] == usual,
+                    name,
+                    unfit[name],
+                    f"{usual!r} with rounds.reference start",
+                )
 
     def dpo(self) -> DPOConfig:
         """The settings of DPO alone."""

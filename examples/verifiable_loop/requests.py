@@ -77,7 +77,7 @@ class Request:
             "messages": self.messages(),
             "tools": [TOOLS[self.tool]],
             "thinking": False,
-            "verifier": {"kind": "tool_call", "calls": [call]},
+            "verifier": {"kind": "tool_calls", "calls": [call]},
         }
 
     def call_row(self, arguments: dict[str, Any]) -> dict[str, Any]:

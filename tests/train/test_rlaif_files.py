@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs.verifiable import VerifyConfig
 from gemma4_jax.errors import UserError
 from train.verifiable.files import Lines
 from train.verifiable.prompts import read_prompts
@@ -23,14 +24,14 @@ def test_prompts_are_read_with_their_verifiers(rows_file):
             },
             name="sums.jsonl",
         ),
-        timeout=1,
+        VerifyConfig(),
     )
     assert (file.name, [p.id for p in file.prompts]) == ("sums", ["1", "b"])
     first, second = file.prompts
     assert first.messages == [{"role": "user", "content": "2 + 3?"}]
     assert (first.thinking, second.thinking) == (None, True)
-    assert first.verify("that makes 5").right and not first.verify("6").right
-    assert second.verify("0.5").right
+    assert first.verify("that makes 5", "").right and not first.verify("6", "").right
+    assert second.verify("0.5", "").right
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,11 @@ def test_prompts_are_read_with_their_verifiers(rows_file):
         ({"prompt": "2 + 3?"}, "no verifier (keys here: prompt)"),
         ({**GOOD, "verifier": {"kind": "numbr"}}, "did you mean"),
         ({**GOOD, "verifier": "number"}, "verifier must be an object"),
+        ({**GOOD, "verifier": {"kind": "number"}}, "verifier.answer is missing"),
+        ({**GOOD, "verifier": {"kind": "number", "answer": 5, "anser": 5}}, "'anser'"),
+        ({**GOOD, "verifier": {"kind": "json_schema", "schema": {"type": 5}}}, "not a JSON schema"),
+        ({**GOOD, "verifier": {"kind": "tool_calls"}}, "needs the row's tools"),
+        ({**GOOD, "verifier": {"kind": "python", "file": "no.py"}}, "cannot read the verifier"),
         ({**GOOD, "verifier": {"kind": "number", "answer": "five"}}, "must be one number"),
         ({**GOOD, "thinking": "yes"}, "thinking must be true or false, got 'yes'"),
         ({**GOOD, "tools": {}}, "tools must be a list of tools"),
@@ -57,16 +63,16 @@ def test_prompts_are_read_with_their_verifiers(rows_file):
 )
 def test_a_row_that_cannot_be_used_is_named_by_its_line(rows_file, row, words):
     with pytest.raises(UserError) as error:
-        read_prompts(rows_file(GOOD, row), timeout=1)
+        read_prompts(rows_file(GOOD, row), VerifyConfig())
     assert "line 2: " in str(error.value) and words in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_file_without_prompts_and_one_that_is_not_there(rows_file, tmp_path):
     with pytest.raises(UserError, match="has no prompts"):
-        read_prompts(rows_file(""), timeout=1)
+        read_prompts(rows_file(""), VerifyConfig())
     with pytest.raises(UserError, match="cannot read the prompts"):
-        read_prompts(tmp_path / "none.jsonl", timeout=1)
+        read_prompts(tmp_path / "none.jsonl", VerifyConfig())
 
 
 def test_lines_go_on_after_a_torn_one(tmp_path):

@@ -20,8 +20,9 @@ from configs.verifiable import RLAIFConfig, RoundsConfig, SamplingConfig
 from gemma4_jax import checkpoint
 from gemma4_jax.data.encode import dpo_encoder
 from gemma4_jax.errors import UserError
+from gemma4_jax.verify.judgement import Judgement
 from train import dpo
-from train.verifiable import answers, files, prompts, rounds
+from train.verifiable import answers, files, prompts, rounds, verdicts
 
 from .conftest import write_rows
 
@@ -43,13 +44,14 @@ def rows():
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
     """Verifiers of lengths, and a DPO that takes no time."""
-    monkeypatch.setattr(prompts, "verifier_of", lambda row, timeout: even)
+    monkeypatch.setattr(verdicts.Verifiers, "of", lambda self, row: even)
     monkeypatch.setattr(dpo, "run", nudge)
 
 
-def even(text: str):
+def even(text: str, prompt: str) -> Judgement:
+    assert prompt.startswith("<bos>")
     right = len(text) % 2 == 0
-    return prompts.Verdict(score=float(right), right=right, reason="" if right else "odd length")
+    return Judgement(score=float(right), note="" if right else "odd length")
 
 
 def nudge(config) -> int:
@@ -156,7 +158,7 @@ def test_pairs_say_where_they_came_from_and_hold_what_was_written(config, tokeni
             assert about[side]["reason"] == ("" if right else "odd length")
             assert about[side]["tokens"] == len(row["ids"])
             assert pair[side] == tokenizer.decode(row["ids"])
-            assert even(row["text"]).right is right
+            assert even(row["text"], "<bos>").right is right
         # What DPO learns from is the prompt that the engine read, and both answers to their last token.
         (chosen, rejected) = dpo_encoder(tokenizer, "small")(pair).examples[0]
         for sequence, side in ((chosen, "chosen"), (rejected, "rejected")):
@@ -262,13 +264,13 @@ def test_another_configuration_or_other_prompts_are_refused(config, rows):
 
 def read(config):
     names = (config.data.path, *config.data.validation)
-    first, *others = (prompts.read_prompts(name, 1.0) for name in names)
+    first, *others = (prompts.read_prompts(name, config.verify) for name in names)
     return first, others
 
 
 def test_a_policy_that_is_always_right_ends_the_rounds(config, monkeypatch, capsys):
-    right = prompts.Verdict(score=1.0, right=True, reason="")
-    monkeypatch.setattr(prompts, "verifier_of", lambda row, timeout: lambda text: right)
+    right = Judgement(score=1.0)
+    monkeypatch.setattr(verdicts.Verifiers, "of", lambda self, row: lambda text, prompt: right)
     assert rounds.run(config) == 0
     assert "round 1: no pairs" in capsys.readouterr().out
     assert not (folder(config) / "round_2").exists()
@@ -289,7 +291,7 @@ def test_rounds_need_a_model_and_files_of_different_names(config, tmp_path):
 def test_rounds_with_dpo_itself_stop_at_a_signal_and_go_on(config, monkeypatch):
     """Its second round is pulled towards the start, not towards the policy of the first."""
     monkeypatch.undo()
-    monkeypatch.setattr(prompts, "verifier_of", lambda row, timeout: even)
+    monkeypatch.setattr(verdicts.Verifiers, "of", lambda self, row: even)
     config = replace(config, rounds=replace(config.rounds, reference="start"))
     train, codes = dpo.run, [143]
     seen = []

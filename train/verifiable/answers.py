@@ -95,7 +95,7 @@ def collect(
 ) -> None:
     """Ask for what is not in `lines` yet. what: is being asked, for the lines of progress.
 
-    A prompt that does not fit gets a line with `error`. Raises UserError for a model whose numbers are not finite.
+    A prompt that does not fit gets a line with `error`. Raises UserError if the model's numbers are not finite.
     """
     missing = [each for each in wanted if (each.prompt.id, each.sample) not in lines.rows]
     done, pace = len(wanted) - len(missing), Pace(what, len(wanted), len(wanted) - len(missing))

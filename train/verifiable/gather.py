@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from configs.verifiable import RLAIFConfig
-from gemma4_jax import checkpoint
-from gemma4_jax.errors import UserError
 from train.verifiable import answers, pairs, verdicts
 from train.verifiable.files import Key, Lines, read_rows, write_json, write_rows
 from train.verifiable.models import Models
@@ -34,38 +32,31 @@ def gather(
     if file.exists():
         return read_rows(file)
     sampling, model = config.sampling, models.fingerprint(policy)
+    how = answers.asking(policy, sampling)
     settings = {
         name: value
         for name, value in asdict(sampling).items()
-        if name not in ("max_slots", "max_tokens", "timeout", "evaluation_temperature")
+        if name not in ("max_slots", "max_tokens", "evaluation_temperature")
     }
     with Lines(here / "samples.jsonl", {"model": model, "round": number, **settings}) as said:
         wanted = answers.asked(prompts, sampling.samples, config.seed, number)
         if len(said.rows) < len(wanted):
             what = f"round {number}: answers"
-            answers.collect(models.load(policy), wanted, said, sampling, sampling.temperature, what)
+            heat = sampling.temperature
+            answers.collect(models.load(policy), wanted, said, how, sampling, heat, what)
     with Lines(here / "verdicts.jsonl", {"model": model, "round": number}) as judged:
-        verdicts.judge(prompts, said.rows, judged, f"round {number}: verdicts")
-    about = checkpoint.describe(policy)
-    if about.tokenizer is None:
-        raise UserError(f"{policy} has no tokenizer")
-    ids = {
-        prompt.id: answers.prompt_ids(about.tokenizer, about.config.family, prompt, sampling)
-        for prompt in prompts
-    }
+        what, workers = f"round {number}: verdicts", config.verify.workers
+        verdicts.judge(prompts, how, said.rows, judged, workers, what)
     groups = [
-        (
-            prompt.id,
-            len(ids[prompt.id]),
-            _answers(prompt.id, said.rows, judged.rows, sampling.samples),
-        )
-        for prompt in prompts
+        (p.id, len(how.ids(p)), _answers(p.id, said.rows, judged.rows, sampling.samples))
+        for p in prompts
     ]
     choice = pairs.choose(groups, config.pairs, config.data.max_length)
     kinds = {prompt.id: prompt.kind for prompt in prompts}
+    by_id = {prompt.id: prompt for prompt in prompts}
     rows = [
         {
-            "prompt": about.tokenizer.decode(ids[pair.prompt]),
+            "prompt": how.text(by_id[pair.prompt]),
             "chosen": pair.chosen.text,
             "rejected": pair.rejected.text,
             "provenance": {

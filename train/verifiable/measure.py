@@ -7,65 +7,62 @@ Not here: comparing rounds (report.py).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.verifiable import RLAIFConfig
-from gemma4_jax.build import Model
 from gemma4_jax.sample.scoring import prompt_logprobs
 from gemma4_jax.verify.intervals import wilson
 from train.verifiable import answers, verdicts
 from train.verifiable.files import Lines, read_json, write_json
+from train.verifiable.models import Models
 from train.verifiable.pace import Pace
 from train.verifiable.prompts import PromptFile
 
 # Answers that are scored between two writes.
 _CHUNK = 64
 
-#: A model, loaded when it is first needed.
-Loaded = Callable[[], Model]
 
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """What is measured: the model in the folder `policy`, for its distance that in `start`.
 
-def measure(
-    folder: Path,
-    held_out: Sequence[PromptFile],
-    config: RLAIFConfig,
-    policy: tuple[str, Loaded],
-    start: tuple[str, Loaded],
-    what: str,
-) -> dict[str, Any]:
-    """Everything of one round, in `folder`; what is there is not made again.
-
-    policy, start: fingerprints of the models, and how to get them. what: is measured, for lines of progress.
+    what: it is, for lines of progress.
     """
+
+    config: RLAIFConfig
+    models: Models
+    policy: Path
+    start: Path
+    what: str
+
+
+def measure(folder: Path, held_out: Sequence[PromptFile], task: Measuring) -> dict[str, Any]:
+    """Everything of one round, in `folder`; what is there is not made again."""
     summary = folder / "evaluation.json"
-    if (found := read_json(summary)) is not None:
-        return dict(found)
-    sets, gone = {}, []
-    for file in held_out:
-        sets[file.name] = _accuracy(folder, file, config, policy, f"{what}, {file.name}")
-    for file in held_out:
-        gone += _log_ratios(folder, file, config, policy[0], start, f"{what}, {file.name}")
-    write_json(summary, {"model": policy[0], "sets": sets, "drift": _drift(gone)})
-    return dict(read_json(summary))
+    if (found := read_json(summary)) is None:
+        sets = {file.name: _accuracy(folder, file, task) for file in held_out}
+        gone = [each for file in held_out for each in _log_ratios(folder, file, task)]
+        model = task.models.fingerprint(task.policy)
+        found = {"model": model, "sets": sets, "drift": _drift(gone)}
+        write_json(summary, found)
+    return dict(found)
 
 
-def _accuracy(
-    folder: Path,
-    file: PromptFile,
-    config: RLAIFConfig,
-    policy: tuple[str, Loaded],
-    what: str,
-) -> dict[str, Any]:
-    sampling = config.sampling
-    wanted = answers.asked(file.prompts, 1, config.seed, "held out", file.name)
-    with Lines(folder / f"{file.name}.answers.jsonl", {"model": policy[0]}) as said:
+def _accuracy(folder: Path, file: PromptFile, task: Measuring) -> dict[str, Any]:
+    sampling, what = task.config.sampling, f"{task.what}, {file.name}"
+    wanted = answers.asked(file.prompts, 1, task.config.seed, "held out", file.name)
+    how = answers.asking(task.policy, sampling)
+    note = {"model": task.models.fingerprint(task.policy)}
+    with Lines(folder / f"{file.name}.answers.jsonl", note) as said:
         if len(said.rows) < len(wanted):
-            temperature = sampling.evaluation_temperature
-            answers.collect(policy[1](), wanted, said, sampling, temperature, what)
-    with Lines(folder / f"{file.name}.verdicts.jsonl", {"model": policy[0]}) as judged:
-        verdicts.judge(file.prompts, said.rows, judged, f"{what}, verdicts")
+            model, temperature = task.models.load(task.policy), sampling.evaluation_temperature
+            answers.collect(model, wanted, said, how, sampling, temperature, what)
+    with Lines(folder / f"{file.name}.verdicts.jsonl", note) as judged:
+        workers = task.config.verify.workers
+        verdicts.judge(file.prompts, how, said.rows, judged, workers, f"{what}, verdicts")
     n, right = len(wanted), sum(bool(row["right"]) for row in judged.rows.values())
     interval = wilson(right, n)
     written = [row for row in said.rows.values() if "error" not in row]
@@ -82,38 +79,27 @@ def _accuracy(
     }
 
 
-def _log_ratios(
-    folder: Path,
-    file: PromptFile,
-    config: RLAIFConfig,
-    policy: str,
-    start: tuple[str, Loaded],
-    what: str,
-) -> list[tuple[float, int]]:
+def _log_ratios(folder: Path, file: PromptFile, task: Measuring) -> list[tuple[float, int]]:
     """(log p(policy) - log p(start), tokens) of every answer to a held-out set."""
-    with Lines(folder / f"{file.name}.answers.jsonl", {"model": policy}) as said:
+    note = {"model": task.models.fingerprint(task.policy)}
+    with Lines(folder / f"{file.name}.answers.jsonl", note) as said:
         written = [row for row in said.rows.values() if "error" not in row]
     by_id = {prompt.id: prompt for prompt in file.prompts}
-    note = {"model": policy, "start": start[0]}
+    how = answers.asking(task.start, task.config.sampling)
+    note["start"] = task.models.fingerprint(task.start)
     with Lines(folder / f"{file.name}.reference.jsonl", note) as scored:
         missing = [row for row in written if (row["prompt"], row["sample"]) not in scored.rows]
-        pace = Pace(f"{what}, under the start", len(written), len(written) - len(missing))
+        done = len(written) - len(missing)
+        pace = Pace(f"{task.what}, {file.name}, under the start", len(written), done)
         for first in range(0, len(missing), _CHUNK):
-            rows, model = missing[first : first + _CHUNK], start[1]()
-            tokenizer, family = model.tokenizer, model.config.family
-            assert tokenizer is not None  # it wrote the answers
-            texts = [
-                answers.prompt_ids(tokenizer, family, by_id[row["prompt"]], config.sampling)
-                + row["ids"]
-                for row in rows
-            ]
-            found = prompt_logprobs(model, texts)
+            rows = missing[first : first + _CHUNK]
+            texts = [how.ids(by_id[row["prompt"]]) + row["ids"] for row in rows]
+            found = prompt_logprobs(task.models.load(task.start), texts)
             for row, logprobs in zip(rows, found, strict=True):
-                total = sum(logprobs[-len(row["ids"]) :])
-                scored.put(
-                    {"prompt": row["prompt"], "sample": row["sample"], "logprob": round(total, 4)}
-                )
-            pace.at(len(written) - len(missing) + first + len(rows))
+                total = round(sum(logprobs[-len(row["ids"]) :]), 4)
+                scored.put({"prompt": row["prompt"], "sample": row["sample"], "logprob": total})
+            done += len(rows)
+            pace.at(done)
     return [
         (row["logprob"] - scored.rows[row["prompt"], row["sample"]]["logprob"], len(row["ids"]))
         for row in written

@@ -20,10 +20,10 @@ from gemma4_jax.text.messages import read_messages, read_tools
 from train.verifiable.verdicts import Verifiers, Verify
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt. thinking: as the row says it, None if it does not. kind, verify: of its verifier, and what judges (output, prompt)."""
+    """One prompt. thinking: as the row says it, None if it does not. kind: of its verifier; verify: judges an
+    output, given the prompt's text."""
 
     id: str
     messages: list[dict[str, Any]]

@@ -26,7 +26,7 @@ from gemma4_jax.verify.intervals import Interval
 from train import dpo
 from train.verifiable.files import read_json, write_json
 from train.verifiable.gather import gather
-from train.verifiable.measure import measure
+from train.verifiable.measure import Measuring, measure
 from train.verifiable.models import Models
 from train.verifiable.prompts import Prompt, PromptFile, read_prompts
 from train.verifiable.report import write_report
@@ -35,6 +35,7 @@ from train.workdir import FREE
 # May differ when a run goes on: as in train.workdir, and what changes neither an answer nor a pair. The model,
 # data.path and data.validation are compared by their contents.
 _FREE = FREE | {"rounds.count", "sampling.max_slots", "sampling.max_tokens", "model.path"}
+_FREE |= {"verify.workers", "verify.isolation"}
 
 _FINISHED = "finished.json"
 
@@ -47,9 +48,8 @@ def run(config: RLAIFConfig) -> int:
             "train.sft), not model.architecture"
         )
     folder, start = Path(config.run.workdir).absolute(), Path(config.model.path).absolute()
-    timeout = config.sampling.timeout
-    prompts = read_prompts(config.data.path, timeout)
-    held_out = [read_prompts(path, timeout) for path in config.data.validation]
+    prompts = read_prompts(config.data.path, config.verify)
+    held_out = [read_prompts(path, config.verify) for path in config.data.validation]
     _check_names(held_out)
     models = Models(config.model.compute_dtype)
     _open(folder, config, prompts, held_out, models.fingerprint(start))
@@ -59,14 +59,9 @@ def run(config: RLAIFConfig) -> int:
     )
 
     def measured(policy: Path, number: int) -> None:
-        found = measure(
-            folder / f"round_{number}",
-            held_out,
-            config,
-            (models.fingerprint(policy), lambda: models.load(policy)),
-            (models.fingerprint(start), lambda: models.load(start)),
-            f"round {number}: held out",
-        )
+        what = f"round {number}: held out"
+        task = Measuring(config=config, models=models, policy=policy, start=start, what=what)
+        found = measure(folder / f"round_{number}", held_out, task)
         for name, each in found["sets"].items():
             interval = Interval(each["accuracy"], each["low"], each["high"])
             say(f"round {number}: {name} {each['right']} of {each['n']} right, {interval}")

@@ -5,11 +5,11 @@ Here: which verifier a prompt names, and judging many answers at once. Not here:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.verifiable import VerifyConfig
 from gemma4_jax.errors import UserError, unknown
@@ -22,6 +22,10 @@ from gemma4_jax.verify.sandbox import Limits, Sandbox
 from gemma4_jax.verify.structured import json_schema, tool_calls, violation
 from train.verifiable.files import Key, Lines
 from train.verifiable.pace import Pace
+
+if TYPE_CHECKING:
+    from train.verifiable.answers import Asking
+    from train.verifiable.prompts import Prompt
 
 #: What a prompt's `verifier` must have and may have beside its kind; "python" may have anything.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -94,8 +98,8 @@ class Verifiers:
 
 
 def judge(
-    verifiers: Mapping[str, Verify],
-    texts: Mapping[str, str],
+    prompts: "Sequence[Prompt]",
+    how: "Asking",
     answers: Mapping[Key, Mapping[str, Any]],
     lines: Lines,
     workers: int,
@@ -103,20 +107,21 @@ def judge(
 ) -> None:
     """Judge every answer that has no verdict in `lines` yet, `workers` at a time.
 
-    verifiers, texts: of every prompt, by id: what judges its answers, and its text. A verdict is {"prompt",
-    "sample", "right", "score", "reason"}; right and score are None where the verifier could not tell.
+    how: prompts were asked. A verdict is {"prompt", "sample", "right", "score", "reason"}; right and score are
+    None where the verifier could not tell.
     """
     missing = [row for key, row in answers.items() if key not in lines.rows and "error" not in row]
     if not missing:
         return
+    by_id = {prompt.id: prompt for prompt in prompts}
     done = len(answers) - len(missing)
     pace = Pace(what, len(answers), done)
 
     def verdict(row: Mapping[str, Any]) -> dict[str, Any]:
-        prompt = row["prompt"]
-        said: dict[str, Any] = {"prompt": prompt, "sample": row["sample"]}
+        prompt = by_id[row["prompt"]]
+        said: dict[str, Any] = {"prompt": prompt.id, "sample": row["sample"]}
         try:
-            found = verifiers[prompt](row["text"], texts[prompt])
+            found = prompt.verify(row["text"], how.text(prompt))
         except UserError as error:
             return {**said, "right": None, "score": None, "reason": str(error)}
         return {**said, "right": found.right, "score": found.score, "reason": found.note}
