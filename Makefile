@@ -39,7 +39,7 @@ demo: $(VENV)/.runtime
 demo-real: $(VENV)/.demo-real
 	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m examples.ruff_rules.demo $(ARGS)
 
-demo-loop: $(VENV)/.runtime
+demo-loop: $(VENV)/.demo-loop
 	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m examples.verifiable_loop.demo $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.oracle-$(ORACLE) $(VENV)/.libtpu-$(LIBTPU)
@@ -67,6 +67,11 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.demo-real: pyproject.toml $(VENV)/.runtime
 	@echo "== installing the linter whose rules are the data (seconds)"
 	@$(PIP) -e '.[demo-real]'
+	@touch $@
+
+$(VENV)/.demo-loop: pyproject.toml $(VENV)/.runtime
+	@echo "== installing what checks JSON schemas (seconds)"
+	@$(PIP) -e '.[verify]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.runtime

@@ -4,6 +4,7 @@ A row of pairs.jsonl is raw text, to the last control token what the policy read
 Not here: the rules of choice (pairs.py), DPO.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +16,9 @@ from train.verifiable import answers, pairs, verdicts
 from train.verifiable.files import Key, Lines, read_rows, write_json, write_rows
 from train.verifiable.models import Models
 from train.verifiable.prompts import Prompt
+
+# Characters of a reason that count.
+_REASON = 100
 
 Rows = Mapping[Key, Mapping[str, Any]]
 
@@ -113,7 +117,10 @@ def _summary(choice: pairs.Choice, kinds: Mapping[str, str], judged: Rows) -> di
     for (prompt, _), row in judged.items():
         told[kinds[prompt]]["answers"] += 1
         told[kinds[prompt]]["right"] += bool(row["right"])
-    reasons = Counter(row["reason"] for row in judged.values() if not row["right"])
+    # Of one kind are reasons that differ in their numbers alone.
+    reasons = Counter(
+        re.sub(r"\d+", "#", row["reason"])[:_REASON] for row in judged.values() if not row["right"]
+    )
     count = max(len(kept), 1)
     return {
         "pairs": len(kept),
