@@ -42,7 +42,7 @@ demo-real: $(VENV)/.demo-real
 demo-loop: $(VENV)/.demo-loop
 	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m examples.verifiable_loop.demo $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.oracle-$(ORACLE) $(VENV)/.libtpu-$(LIBTPU)
+test: $(VENV)/.dev $(VENV)/.oracle-$(ORACLE) $(VENV)/.libtpu-$(LIBTPU) $(VENV)/.questions
 	PATH="$(BIN):$$PATH" PYTHONPATH="$(LIBTPU_PATH)" $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -ra $(ARGS)
 
 check: $(VENV)/.dev
@@ -100,3 +100,10 @@ $(VENV)/.libtpu-yes: pyproject.toml $(VENV)/.dev
 
 $(VENV)/.libtpu-no: $(VENV)/.dev
 	@touch $@
+
+# Real questions for the benchmarks' tests: the wheel is read, not installed (it would bring a hundred packages).
+$(VENV)/.questions: $(VENV)/.dev
+	@echo "== fetching the wheel of lm-eval, whose examples are real questions (9 MB)"
+	@if $(VENV)/bin/python -m pip --disable-pip-version-check download -qq --no-deps --dest $(VENV)/questions lm-eval==0.4.13; then touch $@; else \
+		echo "warning: lm-eval could not be fetched; benchmarks will not be rehearsed on real questions" >&2; \
+	fi

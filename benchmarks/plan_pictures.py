@@ -25,8 +25,7 @@ _PARTS = {
     "optimizer": ("AdamW's moments", "#2e86c1"),
     "gradients": ("gradients", "#85c1e9"),
     "activations": ("kept for the backward pass", "#ca6f1e"),
-    "layer": ("a layer while it runs", "#f0b27a"),
-    "loss": ("loss, logits", "#7d8a91"),
+    "running": ("a layer or the loss while it runs", "#f0b27a"),
 }
 # Of the second one.
 LONG, SEQ = 262_144, 16
@@ -46,8 +45,10 @@ def memory() -> str:
             tokens=ROW,
             rows=place.devices,
             sizes=sizes_of({"fsdp": place.devices}),
+            splash=place.is_tpu,
         )
         parts = bytes_by_part(work)
+        parts["running"] = max(parts["layer"], parts["loss"], parts["lookup"])
         bars[name] = [(parts[part] / 2**30, colour) for part, (_, colour) in _PARTS.items()]
         # What the picture stacks must be what is there at the peak, not a part of something larger.
         assert sum(parts[part] for part in _PARTS) == peak(parts), name

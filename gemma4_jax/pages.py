@@ -9,17 +9,24 @@ from html import escape
 from pathlib import Path
 
 _STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1c2024; --quiet: #60646c; --paper: #fff; --rule: #d9d9e0; --block: #f3f4f6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #edeef0; --quiet: #b0b4ba; --paper: #15171a; --rule: #3a3f45; --block: #212428; }
+}
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1c2024; background: #fff; }
+       color: var(--ink); background: var(--paper); }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; color: #60646c; }
-th, td { border-bottom: 1px solid #d9d9e0; padding: .3rem .9rem .3rem 0; text-align: left; }
+table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; color: var(--quiet); }
+th, td { border-bottom: 1px solid var(--rule); padding: .3rem .9rem .3rem 0; text-align: left; }
 td { font-variant-numeric: tabular-nums; }
-pre { background: #f3f4f6; padding: .8rem; overflow-x: auto; white-space: pre-wrap; }
-figure { margin: 1rem 0; } figcaption { color: #60646c; } img { max-width: 100%; }
+pre { background: var(--block); padding: .8rem; overflow-x: auto; white-space: pre-wrap; }
+figure { margin: 1rem 0; } figcaption { color: var(--quiet); } img, svg { max-width: 100%; height: auto; }
+svg text { fill: currentColor; font-size: 12px; } svg .grid { stroke: var(--rule); }
+svg .whisker { stroke-width: 2; }
 .said { border-left: 3px solid #8b8d98; padding-left: .8rem; margin: .6rem 0; }
 .right { border-color: #30a46c; } .wrong { border-color: #e5484d; }
-.who { color: #60646c; font-size: .85rem; } .thought { color: #60646c; white-space: pre-wrap; }
+.who { color: var(--quiet); font-size: .85rem; } .thought { color: var(--quiet); white-space: pre-wrap; }
 """
 
 
@@ -79,12 +86,8 @@ def picture(png: Path, caption: str) -> str:
 
 
 def drawing(svg: str, caption: str) -> str:
-    """An SVG file's text, embedded."""
-    data = base64.b64encode(svg.encode()).decode()
-    return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    """An SVG picture; its markup goes in as it is."""
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -48,6 +48,11 @@ class Topology:
         return math.prod(self.shape)
 
     @property
+    def is_tpu(self) -> bool:
+        """Whether its chips are TPUs."""
+        return self.chip.torus > 0
+
+    @property
     def memory(self) -> int:
         """Bytes of one device."""
         return self.chip.memory // self.chip.devices

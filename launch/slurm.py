@@ -22,6 +22,7 @@ cd {root} || exit 1
 export PATH={bin}:"$PATH"
 
 again=0
+# shellcheck disable=SC2329  # the trap calls it
 save_and_queue() {{
   again=1
   scancel --signal=TERM "$SLURM_JOB_ID.0"

@@ -28,8 +28,8 @@ _PARTS = {
     "cache": "cache",
     "activations": "kept for the backward pass",
     "layer": "a layer while it runs",
-    "loss": "loss, logits",
-    "lookup": "  or, in place of a layer and the loss: looking up embeddings",
+    "loss": "  or, in place of a layer: loss, logits",
+    "lookup": "  or, in place of a layer: looking up embeddings",
     "update": "  or, in place of all but state: the update",
 }
 
@@ -157,6 +157,7 @@ def _asked(config: ModelConfig, topology: Topology, arguments: argparse.Namespac
         base=arguments.base or "none",
         param_dtype=arguments.param_dtype or held,
         optimizer=arguments.optimizer or "adamw",
+        splash=topology.is_tpu,
     )
 
 

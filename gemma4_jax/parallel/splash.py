@@ -21,15 +21,8 @@ from gemma4_jax.config import ModelConfig
 from gemma4_jax.model.attention import KeyValues, attend
 from gemma4_jax.model.visibility import TokenFacts
 from gemma4_jax.parallel.heads import divisible_heads
+from gemma4_jax.parallel.splash_shapes import shape_refusal, tile
 from gemma4_jax.sharding import BATCH
-
-# Width of the vector unit: tiles and heads come in multiples of it.
-_LANES = 128
-# Edge of a tile: 512 x 512 float32 scores, and q, k, v of 512 x 512 numbers, fit a core's 16 MiB and more.
-_TILE = 512
-# The kernel looks at every tile of a mask on the host as it is made: half a second for 8192 tokens, nine for
-# 32 768, and that once for each kind of layer and pass.
-_LONGEST = 16_384
 
 
 def splash_attend(
@@ -50,9 +43,9 @@ def splash_attend(
     tokens, mesh = q.shape[1], mesh_over(q.shape)
     shape = (tokens, tokens)
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
-    tile = _tile(tokens)
+    edge = tile(tokens)
     sizes = splash.BlockSizes(
-        block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, block_q_dq=tile, block_kv_dq=tile
+        block_q=edge, block_kv=edge, block_q_dkv=edge, block_kv_dkv=edge, block_q_dq=edge, block_kv_dq=edge
     )  # fmt: skip
 
     def own(q: Array, key: Array, value: Array, segment: Array | None) -> Array:
@@ -101,16 +94,4 @@ def refusal(
         return "branches share a prompt"
     if window is not None and facts.block is not None and config.bidirectional == "vision":
         return "images are seen both ways"
-    if tokens % _LANES or tokens > _LONGEST:
-        return f"rows of {tokens} tokens are no multiple of {_LANES} up to {_LONGEST}"
-    if q.shape[3] % _LANES:
-        return f"heads of {q.shape[3]} numbers are no multiple of {_LANES}"
-    return None
-
-
-def _tile(tokens: int) -> int:
-    """The largest of 512, 256 and 128 that divides the tokens."""
-    tile = _TILE
-    while tokens % tile:
-        tile //= 2
-    return tile
+    return shape_refusal(tokens, q.shape[3])

@@ -34,9 +34,9 @@ _LEAST_FACTORED = 128
 def bytes_by_part(workload: Workload) -> dict[str, int]:
     """What one device needs in a step.
 
-    weights, optimizer, cache: always there. gradients, activations, layer, loss: while a gradient is taken (or
-    a token decoded). lookup: in the place of layer and loss, while embeddings are looked up, or their gradients
-    brought back. update: in the place of all of these, while parameters are updated.
+    weights, optimizer, cache: always there. gradients, activations: while a gradient is taken. With them one of
+    layer, loss and lookup (embeddings looked up, or their gradients brought back): each ends before the next
+    begins. update: in the place of all of these, while parameters are updated. Decoding has layer and loss.
     """
     w = workload
     parts = dict.fromkeys(
@@ -57,7 +57,8 @@ def bytes_by_part(workload: Workload) -> dict[str, int]:
     parts["optimizer"], parts["gradients"] = state.optimizer, 4 * state.numbers
     if w.accumulation > 1:  # beside the sum so far, that of the micro-batch
         parts["gradients"] += state.numbers * (4 if w.lora else w.held)
-    parts["activations"] = _kept(w)
+    # A table that is not trained is the same all through the step, and XLA makes its copy once.
+    parts["activations"] = _kept(w) + (0 if w.trains_all else _table(w))
     parts["layer"] = _attention(w) + _layer(w) + _layer_weights(w)
     parts["loss"] = _loss(w)
     # The new value of the largest array in float32 before it is rounded, and random bits to round it with.
@@ -67,7 +68,7 @@ def bytes_by_part(workload: Workload) -> dict[str, int]:
 
 def peak(parts: Mapping[str, int]) -> int:
     """The largest sum of what is there at one time."""
-    running = parts["activations"] + max(parts["layer"] + parts["loss"], parts["lookup"])
+    running = parts["activations"] + max(parts["layer"], parts["loss"], parts["lookup"])
     always = parts["weights"] + parts["optimizer"] + parts["cache"]
     return always + max(parts["gradients"] + running, parts["update"])
 
@@ -204,7 +205,7 @@ def kept_by_layer(w: Workload, layer: LayerConfig) -> int:
         float32 += (13 + active) * c.d_model
         short += 3 * c.d_model + active * (2 * c.d_model + 3 * c.moe.d_ff // tensor)
     scores = 0
-    if w.mesh["seq"] == 1:
+    if w.stores_scores(layer):
         if layer.kind == SLIDING and w.tokens > 2 * c.window:
             scores = 2 * c.window
         elif w.tokens * w.tokens <= DENSE_SCORES:
@@ -223,14 +224,16 @@ def _kept(w: Workload) -> int:
 
 
 def _attention(w: Workload) -> int:
-    """Scores of one layer, or of one chunk of queries, four times in float32: with their gradients. Where rows
-    are cut, one pair of tiles; and sums, gradients and shards that visit."""
+    """Scores of one layer, or of one chunk of queries, four times in float32: with their gradients. None where
+    the splash kernel runs. Where rows are cut, one pair of tiles; and sums, gradients and shards that visit."""
     config, parts = w.config, w.mesh["seq"]
     heads = config.num_heads // w.mesh["tensor"]
     if parts > 1:
         return max(_cut_attention(w, layer) for layer, _ in tree.kinds(config))
     most = 0
     for layer, _ in tree.kinds(config):
+        if not w.stores_scores(layer):
+            continue
         window = config.window if layer.kind == SLIDING else None
         if window and w.tokens > 2 * window:
             scores = w.tokens * 2 * window
@@ -274,7 +277,8 @@ def layer_numbers(w: Workload) -> int:
         routed = w.tokens_here * config.moe.num_experts_per_token
         if w.mesh["expert"] > 1:  # lanes have room for more than an even share
             routed = round(CAPACITY_FACTOR * routed)
-        numbers += routed * (12 * config.d_model + 8 * config.moe.d_ff // tensor)
+        # A routed row comes and goes, forward and backward; gate, up and their product, and the gradients.
+        numbers += routed * (4 * config.d_model + 6 * config.moe.d_ff // tensor)
     return numbers
 
 
@@ -287,10 +291,17 @@ def _loss(w: Workload) -> int:
     """A chunk of logits three times in float32, the token table in the type of products where it is not held in
     it or is split, and its gradient in float32 where it is trained."""
     vocab = w.config.vocab_size // w.mesh["tensor"]
-    table = vocab * w.config.d_model
     chunk = 3 * LEAST_ROWS_ON_ACCELERATORS * vocab * 4
-    copy = table * w.compute if w.held != w.compute or w.gathered_over > 1 else 0
-    return chunk + copy + (4 * table if w.trains_all else 0)
+    if not w.trains_all:
+        return chunk
+    return chunk + _table(w) + 4 * vocab * w.config.d_model
+
+
+def _table(w: Workload) -> int:
+    """A copy of the token table as products want it."""
+    if w.held == w.compute and w.gathered_over == 1:
+        return 0
+    return w.config.vocab_size // w.mesh["tensor"] * w.config.d_model * w.compute
 
 
 def _lookup(w: Workload) -> int:

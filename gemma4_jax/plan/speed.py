@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from gemma4_jax.config import SLIDING, LayerConfig
 from gemma4_jax.model.attention import DENSE_SCORES
 from gemma4_jax.parallel.sequence_attention import TILE
+from gemma4_jax.parallel.splash_shapes import tile as splash_tile
 from gemma4_jax.plan import network, tree
 from gemma4_jax.plan.memory import (
     bytes_by_part,
@@ -36,7 +37,7 @@ class Assumptions:
     products: matrix products with parameters (published: 31B 45.9 %, llama 3.1 70B 52.3 % of the peak of whole
     steps with full remat on TPU7x, where a third of the work is not counted: 0.61 and 0.70 of what is done).
     grouped: products with experts (26B-A4B's published 25.7 % of whole steps: 0.34 of what is done).
-    attention: scores and sums, which this code leaves to XLA, without a kernel.
+    attention: scores and sums, by XLA or by a kernel that nobody has timed here.
     bandwidth, links: of memory, and between devices.
     """
 
@@ -175,6 +176,11 @@ def _keys(w: Workload, layer: LayerConfig) -> tuple[float, float]:
         tile = min(TILE, tokens // (2 * w.mesh["seq"]))
         # Tiles that touch the band, or half of the row and the diagonal's other half.
         return float(min(window - 1 + tile, tokens) if sliding else (tokens + tile) / 2), 0.5
+    if not w.stores_scores(layer):
+        edge = splash_tile(tokens)
+        # Scores are made again for the gradient of queries, and again for that of keys and values, where their
+        # own gradients are too: three products of the forward pass's two.
+        return float(min(window - 1 + edge, tokens) if sliding else (tokens + edge) / 2), 1.5
     if sliding and tokens > 2 * window:
         return 2.0 * window, 0.0
     return float(tokens), (1.0 if tokens * tokens > DENSE_SCORES else 0.0)
@@ -194,8 +200,8 @@ def _memory(w: Workload) -> float:
     kept = 2 * w.tokens_here * sum(n * kept_by_layer(w, layer) for layer, n in tree.kinds(c))
     heads = c.num_heads / w.mesh["tensor"]
     scores = 0.0
-    if w.mesh["seq"] == 1:
-        for layer, count in tree.kinds(c):
+    for layer, count in tree.kinds(c):
+        if w.stores_scores(layer):
             keys, extra = _keys(w, layer)
             read = 4 * 2 * (attention_passes(w) + 1 + extra)
             scores += count * w.tokens_here * heads * keys * read

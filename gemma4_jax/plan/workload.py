@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from gemma4_jax.config import ModelConfig
+from gemma4_jax.config import LayerConfig, ModelConfig
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.adapters import LoRA
 from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.cache import Compression
+from gemma4_jax.parallel.splash_shapes import shape_refusal
 from gemma4_jax.parallel.zigzag import check_tokens
 from gemma4_jax.plan import tree
 from gemma4_jax.sharding import AXES, BATCH
@@ -37,7 +38,8 @@ class Workload:
     of two rows each; decoding: conversations. sizes: of AXES, in their order. accumulation: micro-batches.
     lora: None trains all parameters. base: how matrices that are not trained are held. param_dtype: of what
     is held and updated (decoding: of weights and cache); compute_dtype: of activations and products.
-    DPO reads its reference's log-probabilities from the data.
+    DPO reads its reference's log-probabilities from the data. splash: attention runs by the kernel of TPUs
+    where its shapes allow.
     """
 
     config: ModelConfig
@@ -54,6 +56,7 @@ class Workload:
     optimizer: Optimizer = "adamw"
     stochastic_rounding: bool = False
     compression: Compression = "value+rotated"
+    splash: bool = False
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -130,6 +133,12 @@ class Workload:
         """Tokens that one device computes at a time; decoding: one of each of its rows."""
         per_row = self.tokens // self.mesh["seq"] if self.trains else 1
         return self.rows_here * per_row
+
+    def stores_scores(self, layer: LayerConfig) -> bool:
+        """Whether attention of whole rows in training writes its scores to memory, as XLA does."""
+        if self.mesh["seq"] > 1:
+            return False
+        return not self.splash or shape_refusal(self.tokens, layer.head_dim) is not None
 
     @property
     def step_tokens(self) -> int:

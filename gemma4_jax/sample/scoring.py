@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma4_jax.build import Model
 from gemma4_jax.errors import UserError
-from gemma4_jax.logprobs import token_logprobs
+from gemma4_jax.logprobs import token_scores
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample.buckets import power_of_two
 from gemma4_jax.sample.prompts import Prompt, as_list, encode
@@ -28,14 +28,31 @@ _SHORTEST = 32
 _TOKENS = 16_384
 
 
+class TokenScore(NamedTuple):
+    """Of one token after those before it: natural log-probability, and whether none is likelier."""
+
+    logprob: float
+    likeliest: bool
+
+
 def prompt_logprobs(
     model: Model, prompts: Prompt | Sequence[Prompt], **options: Any
 ) -> list[list[float]]:
     """Natural log-probabilities of every prompt's tokens but the first, each after those before it.
 
-    prompts, options: as for `Sampler.generate`; of the options those count that say how messages are rendered.
-    Raises UserError for prompts that are no prompts, or longer than the model's positions, and for a model
-    whose numbers are not finite.
+    Arguments and errors as of `prompt_scores`.
+    """
+    return [[token.logprob for token in row] for row in prompt_scores(model, prompts, **options)]
+
+
+def prompt_scores(
+    model: Model, prompts: Prompt | Sequence[Prompt], **options: Any
+) -> list[list[TokenScore]]:
+    """Of every prompt's tokens but the first how likely each is after those before it.
+
+    prompts, options: as for `Sampler.generate`; of the options those count that say how messages are
+    rendered. Raises UserError for prompts that are no prompts, or longer than the model's positions, and for
+    a model whose numbers are not finite.
     """
     asked = Options(**options)
     rows = [encode(model, prompt, asked) for prompt in as_list(prompts)]
@@ -44,7 +61,7 @@ def prompt_logprobs(
             raise UserError(
                 f"prompt {i} has {len(row)} tokens; the model has {model.config.max_position} positions"
             )
-    found: list[list[float]] = [[] for _ in rows]
+    found: list[list[TokenScore]] = [[] for _ in rows]
     mesh = mesh_of(model.params)
     parts = 1 if mesh is None else rows_over(mesh)
     waiting = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: -len(rows[i]))
@@ -58,10 +75,12 @@ def prompt_logprobs(
             tokens[at, : len(rows[i])] = rows[i]
         lengths = np.array([len(rows[i]) for i in batch] + [0] * (count - len(batch)), np.int32)
         with over(mesh):
-            scores = np.asarray(_scores(model.module, model.params, tokens, lengths))
+            logprobs, top1 = map(np.asarray, _scores(model.module, model.params, tokens, lengths))
         for at, i in enumerate(batch):
-            found[i] = scores[at, : len(rows[i]) - 1].tolist()
-            if not np.isfinite(found[i]).all():
+            own = slice(0, len(rows[i]) - 1)
+            likeliest = (top1[at, own] > 0).tolist()
+            found[i] = list(map(TokenScore, logprobs[at, own].tolist(), likeliest))
+            if not np.isfinite(logprobs[at, own]).all():
                 raise UserError(
                     f"the model's logits for prompt {i} are not finite (NaN or infinity); look for damaged "
                     "weights, or compute in float32"
@@ -72,15 +91,18 @@ def prompt_logprobs(
 @functools.partial(jax.jit, static_argnums=0)
 def _scores(
     module: Transformer, params: Any, tokens: Int[Array, "B T"], lengths: Int[Array, " B"]
-) -> Float[Array, "B T"]:
-    """At position t the log-probability of token t + 1; 0 where there is none."""
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """At position t the log-probability of token t + 1, and 1 where it is the likeliest; 0 where there is
+    none.
+    """
     position = jnp.arange(tokens.shape[1])[None]
     segment = (position < lengths[:, None]).astype(jnp.int32)
     hidden: Any = module.apply({"params": params}, tokens, segment_ids=segment)
-    return token_logprobs(
+    scores = token_scores(
         hidden,
         params["embed"]["table"],
         jnp.roll(tokens, -1, axis=1),
         softcap=module.config.logit_softcap,
         mask=position + 1 < lengths[:, None],
     )
+    return scores.logprobs, scores.top1

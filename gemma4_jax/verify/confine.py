@@ -8,10 +8,15 @@ landlock. Standard library only.
 import ctypes
 import os
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+else:
+    Any = object  # importing typing takes longer than Python's own start
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on x86_64 and aarch64
-_SET_DEATH_SIGNAL, _SET_SECCOMP, _SET_NO_NEW_PRIVILEGES = 1, 22, 38
+_SET_DEATH_SIGNAL, _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVILEGES = 1, 4, 22, 38
 _SIGKILL, _FILTER = 9, 2
 # Of include/uapi/linux/landlock.h: what files can have done to them, by version of the interface.
 _FILES = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
@@ -44,6 +49,7 @@ def confine() -> None:
     _call(libc, libc.prctl, _SET_DEATH_SIGNAL, _SIGKILL, 0, 0, 0)
     if os.getppid() != int(parent):
         os._exit(1)  # it died before we asked to be told
+    _call(libc, libc.prctl, _SET_DUMPABLE, 0, 0, 0, 0)  # no other program may look into this one
     _call(libc, libc.prctl, _SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     _drop_capabilities(libc)
     restrict_reading(libc, readable.split(":"))

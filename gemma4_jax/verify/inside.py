@@ -12,9 +12,14 @@ import builtins
 import os
 import resource
 import sys
-from collections.abc import Callable
-from typing import Any
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+else:
+    Any = object  # importing typing takes longer than Python's own start
+
+_RESERVE = 8 << 20  # of its memory, to print the traceback of a program that filled the rest
 _MAX_EXACT = 1 << 63  # larger ints go as hex: Python refuses to read more than 4300 digits
 
 
@@ -24,7 +29,10 @@ def main() -> None:
     role, memory, file_size, cpu, threads, packages, *rest = sys.argv[1:]
     ready, program, *channels = map(int, rest)
     _limit(int(memory), int(file_size), int(cpu), int(threads))
-    sys.path += [path for path in packages.split(":") if path]
+    if packages:
+        sys.path += packages.split(":")
+        # Numeric libraries keep memory for one thread per core of the machine, beyond the limit.
+        os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     sys.argv = ["program.py"]
     # `-S` leaves them out, and programs end themselves with them.
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D")
@@ -57,7 +65,7 @@ def _limit(memory: int, file_size: int, cpu: int, threads: int) -> None:
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(kind, (value - _RESERVE if kind == resource.RLIMIT_AS else value, value))
 
 
 def _say_ready(ready: int) -> None:
@@ -73,17 +81,22 @@ def _say_ready(ready: int) -> None:
 def run(source: bytes) -> None:
     """Run a program as Python runs a script."""
     module = _module("__main__")
+    whole = (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2
     try:
         exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
     except SystemExit:
         raise
     except BaseException as error:
-        _print_traceback(error, {"program.py": source})
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, whole)  # what filled the memory is still there
+            _print_traceback(error, {"program.py": source})
+        except MemoryError:
+            os.write(2, b"\nMemoryError\n")
         raise SystemExit(1) from None
 
 
 def serve(source: bytes, requests: int, replies: int) -> None:
-    """Load a program, then answer each line of `requests` with a line of `replies`, to the end of those.
+    """Load a program and say so with an empty line, then answer each line of `requests` with one of `replies`.
 
     A request is {"function", "arguments"}. The reply: {"value", "arguments"}, the arguments as the call
     left them; or {"error", "message"}.
@@ -97,8 +110,10 @@ def serve(source: bytes, requests: int, replies: int) -> None:
         exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         failed = error
-    functions: dict[str, Callable[..., Any]] = {}
+    functions: dict[str, Any] = {}
     with open(requests, "rb") as lines, open(replies, "wb") as out:
+        out.write(b"\n")
+        out.flush()
         for line in lines:
             request = loads(line)
             name, arguments = request["function"], decode(request["arguments"])
@@ -139,10 +154,11 @@ def judge(source: bytes, requests: int, replies: int, verdict: int) -> None:
     ):
         namespace = _module("__main__").__dict__
         try:
-            exec(compile(plan["preamble"], "preamble.py", "exec"), namespace)
+            exec(compile(plan["preamble"], "preamble.py", "exec", dont_inherit=True), namespace)
+            lines.readline()  # the program is loaded
             for name in plan["functions"]:
                 _place(namespace, name, _remote(name, out, lines, json))
-            exec(compile(plan["tests"], "tests.py", "exec"), namespace)
+            exec(compile(plan["tests"], "tests.py", "exec", dont_inherit=True), namespace)
         except BaseException as error:
             ended = error
         found: dict[str, Any] = {"passed": ended is None}
@@ -156,7 +172,7 @@ class ProgramEnded(BaseException):
     """The program's process is gone; no `except Exception` of a test shall catch this."""
 
 
-def _remote(name: str, out: Any, lines: Any, json: Any) -> Callable[..., Any]:
+def _remote(name: str, out: Any, lines: Any, json: Any) -> Any:
     """The function `name` of the program in the other process."""
 
     def call(*arguments: Any) -> Any:
@@ -195,7 +211,7 @@ def _overwrite(given: Any, left: Any) -> None:
         given.update(left)
 
 
-def _place(namespace: dict[str, Any], name: str, function: Callable[..., Any]) -> None:
+def _place(namespace: dict[str, Any], name: str, function: Any) -> None:
     head, _, method = name.partition(".")
     if not method:
         namespace[head] = function
@@ -205,7 +221,7 @@ def _place(namespace: dict[str, Any], name: str, function: Callable[..., Any]) -
     setattr(namespace[head], method, staticmethod(function))
 
 
-def _find(namespace: dict[str, Any], name: str) -> Callable[..., Any]:
+def _find(namespace: dict[str, Any], name: str) -> Any:
     """A function of the program: "name", or "Class.method" of one instance made without arguments."""
     head, _, method = name.partition(".")
     if head not in namespace:

@@ -3,9 +3,9 @@
     wilson(correct, n)                 one accuracy
     compare(before, after)             two systems on the same items, right or wrong
 
-Two systems judged on the same items are compared item by item: differences between items then cancel,
-and the interval is far narrower than that of two separate accuracies. Not here: scores other than right and
-wrong (eval/stats.py).
+Two systems judged on the same items are compared item by item: differences between items then cancel, and the
+interval is far narrower than that of two separate accuracies. Not here: several answers to an item, and scores
+other than right and wrong (eval/stats.py).
 """
 
 import math
@@ -34,8 +34,9 @@ class Interval:
 class Comparison:
     """Two systems on the same items. difference: second minus first, as shares of the items.
 
-    only_first, only_second: items that one alone got right. p_value: McNemar's exact test, two-sided:
-    how often chance would split those items at least so unevenly between two equal systems.
+    only_first, only_second: items that one alone got right, or on which it is better. p_value, two-sided: how
+    often chance would split those items at least so unevenly between two equal systems (McNemar's exact test,
+    or signs flipped).
     """
 
     difference: Interval
@@ -51,14 +52,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
-    z, share = _z(confidence), successes / n
-    scale = 1 + z * z / n
-    middle = (share + z * z / (2 * n)) / scale
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
-    # At the ends the formula gives 0 and 1 exactly, arithmetic not quite.
-    low = 0.0 if successes == 0 else middle - half
-    high = 1.0 if successes == n else middle + half
-    return Interval(share, low, high)
+    return score_interval(successes / n, n, z_quantile(confidence))
 
 
 def compare(first: Scores, second: Scores, confidence: float = 0.95) -> Comparison:
@@ -73,7 +67,7 @@ def compare(first: Scores, second: Scores, confidence: float = 0.95) -> Comparis
     if not np.isin(a, (0, 1)).all() or not np.isin(b, (0, 1)).all():
         raise ValueError("compare needs scores of 0 and 1; bootstrap_difference takes any")
     only_first, only_second = int(np.sum(a > b)), int(np.sum(b > a))
-    low, high = _bonett_price(only_first, only_second, a.size, _z(confidence))
+    low, high = _bonett_price(only_first, only_second, a.size, z_quantile(confidence))
     return Comparison(
         difference=Interval((only_second - only_first) / a.size, low, high),
         only_first=only_first,
@@ -91,8 +85,21 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def score_interval(share: float, worth: float, quantile: float) -> Interval:
+    """Wilson's interval of a share of `worth` independent answers."""
+    square = quantile * quantile
+    scale = 1 + square / worth
+    middle = (share + square / (2 * worth)) / scale
+    spread = share * (1 - share) / worth + square / (4 * worth * worth)
+    half = quantile * math.sqrt(spread) / scale
+    # At the ends the formula gives 0 and 1 exactly, arithmetic not quite.
+    low = 0.0 if share == 0 else middle - half
+    high = 1.0 if share == 1 else middle + half
+    return Interval(share, low, high)
+
+
 def paired(first: Scores, second: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Two lists of scores as arrays; ValueError unless they have one length, and are not empty."""
+    """Two lists of scores as arrays; ValueError unless they have one length and are not empty."""
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.ndim != 1 or a.shape != b.shape or a.size == 0:
         raise ValueError(
@@ -101,17 +108,18 @@ def paired(first: Scores, second: Scores) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
+def z_quantile(confidence: float) -> float:
+    """Of the normal distribution, two-sided; ValueError unless 0 < confidence < 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
 def _bonett_price(only_first: int, only_second: int, n: int, z: float) -> tuple[float, float]:
     p_first, p_second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
     middle = p_second - p_first
     half = z * math.sqrt((p_first + p_second - middle**2) / (n + 2))
     return max(-1.0, middle - half), min(1.0, middle + half)
-
-
-def _z(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _log_choose(n: int, k: int) -> float:

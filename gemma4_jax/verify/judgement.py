@@ -7,7 +7,7 @@ Here: the common type, the answer's text, and the program in it. The verifiers a
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gemma4_jax.errors import UserError
 from gemma4_jax.text.parse import parse
@@ -28,6 +28,7 @@ class Judgement:
         return self.score >= 1.0
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Judges an output by what its row expects.
 

@@ -27,7 +27,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from gemma4_jax.errors import UserError
+from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.verify import bubblewrap, inside, process, seccomp
 
 _RESULT_BYTES = 16 << 20  # of all results of one `call`
@@ -121,6 +121,10 @@ class Sandbox:
     isolation: Literal["bubblewrap", "weak"] = "bubblewrap"
     packages: bool | tuple[Path, ...] = False
 
+    def __post_init__(self) -> None:
+        if self.isolation not in ("bubblewrap", "weak"):
+            raise unknown("isolation", self.isolation, ("bubblewrap", "weak"))
+
     def run(self, program: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
         """Run a Python program to its end. Raises UserError where no sandbox can be made."""
         limits = limits or self.limits
@@ -139,7 +143,7 @@ class Sandbox:
         """Call a program's function on each list of arguments, in one process, one after another.
 
         function: its name, or "Class.method" for one object of a class made without arguments.
-        arguments: plain data. seconds_each: for one call (and one more for loading the program), beside
+        arguments: plain data. seconds_each: for each call, and for loading the program, beside
         `limits.seconds` for all. A call that raises does not stop the next; one that takes too long does.
         """
         limits = limits or self.limits
@@ -155,7 +159,8 @@ class Sandbox:
             answer.close()
             ended = self._watch(child, limits, channel=replies, seconds_each=seconds_each)
         outcome = _outcome(ended)
-        results = [_result(line) for line in ended.channel.splitlines(keepends=True)]
+        _, *lines = ended.channel.split(b"\n")  # the first says that the program is loaded
+        results = [_result(line) for line in lines[:-1]]
         missing = "ended early" if outcome.status == "ok" else outcome.status
         results += [Result(error=missing)] * len(requests)
         return Calls(results=tuple(results[: len(requests)]), outcome=outcome)
@@ -191,7 +196,7 @@ class Sandbox:
         found = _parsed(ended.channel)
         if found.get("passed") is True and outcome.status == "ok":
             return Tested(passed=True, note="", outcome=outcome)
-        note = f"{found['error']}: {found['message']}" if "error" in found else outcome.status
+        note = f"{found['error']}: {found.get('message')}" if "error" in found else outcome.status
         where = f" at {found['line']!r}" if found.get("line") else ""
         return Tested(passed=False, note=note + where, outcome=outcome)
 
@@ -207,6 +212,8 @@ class Sandbox:
         quiet: bool = False,
     ) -> _Child:
         """Start `inside.py` in a role; `keep` are the role's descriptors."""
+        if sys.platform != "linux":
+            raise UserError(f"there is no sandbox on {sys.platform}; run programs on Linux")
         ready, begun = map(stack.enter_context, socket.socketpair())
         program, given = (stack.enter_context(_file(text)) for text in (source, stdin))
         weak = self.isolation == "weak"
@@ -217,7 +224,9 @@ class Sandbox:
         arguments += [str(math.ceil(limits.seconds) + 1), str(0 if weak else bubblewrap.threads())]
         arguments += [":".join(map(str, packages)), str(begun.fileno()), str(program)]
         arguments += map(str, keep)
-        python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", "-c"]
+        # The one below a virtual environment, whose own may be a copy that finds its library only there.
+        base = sys._base_executable  # type: ignore[attr-defined]
+        python = [os.path.realpath(base), "-I", "-S", "-B", "-X", "utf8", "-c"]
         inherited = [begun.fileno(), program, filter_, *keep]
         if weak:
             _say_what_is_lacking()

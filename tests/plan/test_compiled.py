@@ -43,8 +43,13 @@ def compiled(case):
     """(workload, compiled train step)."""
     name, mesh_sizes, rows, tokens = CASES[case]
     config = preset(name)
-    if name != "tiny-ple":  # in loops, as the released models: without them XLA merges passes
-        config = dataclasses.replace(config, layer_types=("sliding", "sliding", "full") * 2)
+    # In loops, as the released models: without them XLA merges passes.
+    shared = config.num_kv_shared_layers > 0
+    config = dataclasses.replace(
+        config,
+        layer_types=("sliding", "sliding", "full") * (4 if shared else 2),
+        num_kv_shared_layers=6 if shared else 0,
+    )
     params = abstract_params(config)
     work = Workload(
         config=config,
@@ -134,4 +139,4 @@ def test_state_is_exact_and_the_rest_within_a_factor(case):
     # Beside it a step is given its batch, of five numbers a token at most, and counters.
     batch = 5 * 4 * work.tokens_here + 256
     assert state < analysis.argument_size_in_bytes <= state + batch
-    assert 0.9 <= (peak(parts) - state) / analysis.temp_size_in_bytes <= 1.65
+    assert 0.9 <= (peak(parts) - state) / analysis.temp_size_in_bytes <= 1.35

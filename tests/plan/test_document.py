@@ -60,6 +60,7 @@ def smallest(model: str, method: str, kind: str) -> str:
             tokens=4096,
             rows=topology.devices,
             sizes=sizes_of({"fsdp": topology.devices}),
+            splash=topology.is_tpu,
             **METHODS[method],
         )
         try:

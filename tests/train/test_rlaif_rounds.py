@@ -137,7 +137,7 @@ def test_a_run_leaves_what_it_promised(config):
     assert abs(start["drift"]["nats"]) < 1e-3
     assert first["drift"]["nats"] > 1e-3
     page = (here / "report.html").read_text()
-    assert "data:image/svg+xml;base64," in page and "odd length" in page
+    assert "<svg " in page and "odd length" in page
     assert "| 1 -> 2 |" in (here / "report.md").read_text()
 
 

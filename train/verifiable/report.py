@@ -56,7 +56,11 @@ def write_report(folder: Path, config: RLAIFConfig, held_out: Sequence[PromptFil
     rows = read_rows(folder / f"round_{last}" / "pairs.jsonl")[:_EXAMPLES] if last else []
     write_text(folder / "report.md", _markdown(tables, rows))
     page = folder / "report.html"
-    parts = [pages.drawing(svg, "Accuracy on held-out prompts with 95 % intervals, pairs, drift")]
+    # Without the head that a file needs and a page must not have.
+    inside = svg[svg.index("<svg") :]
+    parts = [
+        pages.drawing(inside, "Accuracy on held-out prompts with 95 % intervals, pairs, drift")
+    ]
     for table in tables:
         parts += [pages.heading(table.title), pages.table(table.header, table.rows, table.about)]
     parts.append(pages.heading(f"Pairs of round {last}"))
