@@ -44,14 +44,14 @@ class Recipe:
     sft_rows: int = 12_000
     sft_batch: int = 4
     sft_length: int = 256
-    sft_steps: int = 700
+    sft_steps: int = 1000
     sft_lr: float = 3e-3
     held_out: int = 200
     rounds: int = 3
     prompts: int = 120
     samples: int = 6
-    dpo_batch: int = 16
-    dpo_lr: float = 1e-4
+    dpo_batch: int = 8
+    dpo_lr: float = 2e-4
     beta: float = 0.1
 
     def fingerprint(self) -> dict[str, Any]:

@@ -8,22 +8,30 @@ problems and requests (examples/arithmetic/problems.py, requests.py).
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from examples.arithmetic.problems import LARGEST, Problem, problems
 from examples.verifiable_loop.requests import Request, requests
 
+# One row in so many is a request.
+_REQUESTS = 5
+
 
 def demonstrations(count: int, share: float, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` rows of SFT data, word problems and requests in turn; about `share` of them are wrong."""
+    """`count` rows of SFT data, of which about a share of `share` is wrong.
+
+    Every fifth is a request, the others are word problems: calls are learnt soon, sums are not.
+    """
     rng = random.Random(f"slips {seed}")
-    asked = zip(problems("train", seed), requests("train", seed), strict=False)
-    for problem, request in islice(asked, count // 2):
+    sums, asked = problems("train", seed), requests("train", seed)
+    for i in range(count):
         slipped = rng.random() < share
-        yield (_slip(problem, rng) if slipped else problem).row()
-        slipped = rng.random() < share
-        yield request.call_row(_misfit(request, rng) if slipped else request.arguments)
+        if i % _REQUESTS:
+            problem = next(sums)
+            yield (_slip(problem, rng) if slipped else problem).row()
+        else:
+            request = next(asked)
+            yield request.call_row(_misfit(request, rng) if slipped else request.arguments)
 
 
 def _slip(problem: Problem, rng: random.Random) -> Problem:

@@ -12,10 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
-Scores = Sequence[float] | Sequence[bool] | np.ndarray
+# Numbers; what is none is a ValueError of the function that gets it.
+Scores = Sequence[Any] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def score_interval(share: float, worth: float, quantile: float) -> Interval:
+def score_interval(share: float, worth: float | int, quantile: float) -> Interval:
     """Wilson's interval of a share of `worth` independent answers."""
     square = quantile * quantile
     scale = 1 + square / worth

@@ -16,7 +16,7 @@ import pytest
 from configs.mesh import MeshConfig
 from configs.rlaif import PRESETS
 from configs.schema import BatchConfig, DataConfig, ModelSource, RunConfig
-from configs.verifiable import RLAIFConfig, RoundsConfig, SamplingConfig
+from configs.verifiable import PairsConfig, RLAIFConfig, RoundsConfig, SamplingConfig
 from gemma4_jax import checkpoint
 from gemma4_jax.data.encode import dpo_encoder
 from gemma4_jax.errors import UserError
@@ -73,11 +73,15 @@ def config(tmp_path, rows, model_folder) -> RLAIFConfig:
         data=DataConfig(
             path=str(tmp_path / "prompts.jsonl"),
             validation=(str(tmp_path / "held.jsonl"),),
-            max_length=96,
+            max_length=160,
         ),
         batch=BatchConfig(rows=2),
         run=RunConfig(workdir=str(tmp_path / "run"), steps=2, log_every=1, samples=0),
-        sampling=SamplingConfig(samples=6, max_new_tokens=48, max_slots=8, max_tokens=2048),
+        # Nothing filtered: among random scores a stop id is seldom one of the likeliest.
+        sampling=SamplingConfig(
+            samples=12, top_k=0, top_p=1.0, max_new_tokens=64, max_slots=16, max_tokens=4096
+        ),
+        pairs=PairsConfig(length_ratio=64.0),
         rounds=RoundsConfig(count=2, prompts=3),
     )
 
@@ -123,12 +127,12 @@ def test_a_run_leaves_what_it_promised(config):
     here = folder(config)
     for number in (1, 2):
         said = lines(here / f"round_{number}" / "samples.jsonl")
-        assert len(said) == 18 and len({row["seed"] for row in said}) == 18
+        assert len(said) == 36 and len({row["seed"] for row in said}) == 36
         assert {row["prompt"] for row in said} == {
             f"p{i}" for i in range(3 * number - 3, 3 * number)
         }
         counts = json.loads((here / f"round_{number}" / "pairs.json").read_text())
-        assert sum(counts["answers"].values()) == 18 and sum(counts["prompts"].values()) == 3
+        assert sum(counts["answers"].values()) == 36 and sum(counts["prompts"].values()) == 3
     start, first, second = (
         json.loads((here / f"round_{i}" / "evaluation.json").read_text()) for i in range(3)
     )
@@ -151,7 +155,7 @@ def test_pairs_say_where_they_came_from_and_hold_what_was_written(config, tokeni
     for pair in pairs:
         about = pair["provenance"]
         assert (about["round"], about["model"], about["verifier"]) == (1, start, "even")
-        assert about["sampling"]["temperature"] == 1.0 and about["sampling"]["samples"] == 6
+        assert about["sampling"]["temperature"] == 1.0 and about["sampling"]["samples"] == 12
         for side, right in (("chosen", True), ("rejected", False)):
             row = said[about["prompt"], about[side]["sample"]]
             assert about[side]["seed"] == row["seed"] and about[side]["right"] is right
