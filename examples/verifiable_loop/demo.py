@@ -8,6 +8,7 @@ held-out prompts is measured after every round. The same command after an interr
 Here: the order of events. Sizes are in recipe.py.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from itertools import islice
@@ -18,7 +19,7 @@ from examples.arithmetic.recipe import twin
 from examples.folder import open_folder, rows_of, write_rows, write_text
 from examples.narration import Narration
 from examples.running import Stopped, command_line, train_once
-from examples.verifiable_loop.recipe import SETS, Recipe, loop_config, sft_config
+from examples.verifiable_loop.recipe import SETS, Recipe, loop_config, more_config, sft_config
 from examples.verifiable_loop.requests import requests
 from examples.verifiable_loop.slips import demonstrations
 from gemma4_jax.compiled_programs import keep_compiled_programs
@@ -48,8 +49,8 @@ def run(recipe: Recipe, path: Path, *, fresh: bool = False) -> None:
     narration.part("demonstrations, prompts with verifiers, a vocabulary")
     _prepare(recipe, folder, narration)
     narration.part(f"SFT on demonstrations of which {recipe.slips:.0%} are wrong")
-    to_sft = sft_config(recipe, folder)
-    train_once(to_sft.run.workdir, lambda: sft.run(to_sft), narration.say)
+    for stage in (sft_config(recipe, folder), more_config(recipe, folder)):
+        train_once(stage.run.workdir, functools.partial(sft.run, stage), narration.say)
     narration.part(f"{recipe.rounds} rounds of verified preferences")
     if code := rounds.run(loop_config(recipe, folder)):
         raise Stopped(code)
@@ -65,6 +66,8 @@ def _prepare(recipe: Recipe, folder: Path, narration: Narration) -> None:
     rows = rows_of(
         folder / "sft.jsonl", lambda: demonstrations(recipe.sft_rows, recipe.slips, recipe.seed)
     )
+    more = demonstrations(recipe.sft_rows, recipe.slips, recipe.seed + 1, every=5)
+    rows_of(folder / "more.jsonl", lambda: more)
     texts = [
         chat.render(
             row["messages"],

@@ -34,8 +34,9 @@ SETS = ("arithmetic", "tools")
 class Recipe:
     """Sizes of a demo.
 
-    sft_rows: demonstrations, of which a share of `slips` is wrong. prompts: training prompts of each kind and
-    each round, answered `samples` times. held_out: prompts of each kind that accuracy is measured on.
+    sft_rows: demonstrations, a share of `slips` of them wrong, half of them calls. more_steps: on as many
+    more, of which a fifth is calls: those are learnt soon, sums are not. prompts: for training, of each kind
+    and each round, answered `samples` times. held_out: prompts of each kind that accuracy is measured on.
     """
 
     seed: int = 0
@@ -44,7 +45,8 @@ class Recipe:
     sft_rows: int = 12_000
     sft_batch: int = 4
     sft_length: int = 256
-    sft_steps: int = 1000
+    sft_steps: int = 700
+    more_steps: int = 1200
     sft_lr: float = 3e-3
     held_out: int = 200
     rounds: int = 3
@@ -64,20 +66,33 @@ class Recipe:
 
 def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
     """From random weights, on demonstrations with slips."""
+    fresh = ModelSource(
+        architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
+    )
+    return _sft(recipe, folder, "sft", fresh, recipe.sft_steps)
+
+
+def more_config(recipe: Recipe, folder: Path) -> SFTConfig:
+    """From there, on more of them."""
+    before = ModelSource(path=str(folder / "sft" / "huggingface"))
+    return _sft(recipe, folder, "more", before, recipe.more_steps)
+
+
+def _sft(recipe: Recipe, folder: Path, name: str, model: ModelSource, steps: int) -> SFTConfig:
     return SFTConfig(
         mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
-        model=ModelSource(
-            architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
+        model=model,
+        data=DataConfig(
+            path=str(folder / f"{name}.jsonl"), max_length=recipe.sft_length, packing=True
         ),
-        data=DataConfig(path=str(folder / "sft.jsonl"), max_length=recipe.sft_length, packing=True),
         batch=BatchConfig(rows=recipe.sft_batch),
         optim=OptimConfig(peak_lr=recipe.sft_lr, warmup_fraction=0.05, b2=0.95),
         run=RunConfig(
-            workdir=str(folder / "sft"),
-            steps=recipe.sft_steps,
-            log_every=max(1, recipe.sft_steps // 10),
-            save_every=max(1, recipe.sft_steps // 2),
+            workdir=str(folder / name),
+            steps=steps,
+            log_every=max(1, steps // 8),
+            save_every=max(1, steps // 2),
             keep=1,
             samples=0,
             export_huggingface=True,
@@ -90,7 +105,7 @@ def loop_config(recipe: Recipe, folder: Path) -> RLAIFConfig:
     return RLAIFConfig(
         mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
-        model=ModelSource(path=str(folder / "sft" / "huggingface")),
+        model=ModelSource(path=str(folder / "more" / "huggingface")),
         data=DataConfig(
             path=str(folder / "prompts.jsonl"),
             validation=tuple(str(folder / f"{name}.jsonl") for name in SETS),

@@ -13,20 +13,17 @@ from typing import Any
 from examples.arithmetic.problems import LARGEST, Problem, problems
 from examples.verifiable_loop.requests import Request, requests
 
-# One row in so many is a request.
-_REQUESTS = 5
 
-
-def demonstrations(count: int, share: float, seed: int) -> Iterator[dict[str, Any]]:
+def demonstrations(count: int, share: float, seed: int, every: int = 2) -> Iterator[dict[str, Any]]:
     """`count` rows of SFT data, of which about a share of `share` is wrong.
 
-    Every fifth is a request, the others are word problems: calls are learnt soon, sums are not.
+    Every so many-th is a request, the others are word problems.
     """
     rng = random.Random(f"slips {seed}")
     sums, asked = problems("train", seed), requests("train", seed)
     for i in range(count):
         slipped = rng.random() < share
-        if i % _REQUESTS:
+        if (i + 1) % every:
             problem = next(sums)
             yield (_slip(problem, rng) if slipped else problem).row()
         else:

@@ -65,7 +65,7 @@ def nudge(config) -> int:
 
 @pytest.fixture
 def config(tmp_path, rows, model_folder) -> RLAIFConfig:
-    write_rows(tmp_path / "prompts.jsonl", rows[:6])
+    write_rows(tmp_path / "prompts.jsonl", rows[:4])
     write_rows(tmp_path / "held.jsonl", rows[6:])
     return RLAIFConfig(
         model=ModelSource(path=str(model_folder)),
@@ -79,10 +79,10 @@ def config(tmp_path, rows, model_folder) -> RLAIFConfig:
         run=RunConfig(workdir=str(tmp_path / "run"), steps=2, log_every=1, samples=0),
         # Nothing filtered: among random scores a stop id is seldom one of the likeliest.
         sampling=SamplingConfig(
-            samples=12, top_k=0, top_p=1.0, max_new_tokens=64, max_slots=16, max_tokens=4096
+            samples=10, top_k=0, top_p=1.0, max_new_tokens=32, max_slots=16, max_tokens=4096
         ),
         pairs=PairsConfig(length_ratio=64.0),
-        rounds=RoundsConfig(count=2, prompts=3),
+        rounds=RoundsConfig(count=2, prompts=2),
     )
 
 
@@ -115,6 +115,7 @@ def kept() -> dict[str, Any]:
 
 @pytest.fixture
 def undisturbed(config, kept):
+    config = replace(config, rounds=replace(config.rounds, count=1))
     if not kept:
         assert rounds.run(config) == 0
         kept.update(outcome(config))
@@ -127,12 +128,12 @@ def test_a_run_leaves_what_it_promised(config):
     here = folder(config)
     for number in (1, 2):
         said = lines(here / f"round_{number}" / "samples.jsonl")
-        assert len(said) == 36 and len({row["seed"] for row in said}) == 36
+        assert len(said) == 20 and len({row["seed"] for row in said}) == 20
         assert {row["prompt"] for row in said} == {
-            f"p{i}" for i in range(3 * number - 3, 3 * number)
+            f"p{i}" for i in range(2 * number - 2, 2 * number)
         }
         counts = json.loads((here / f"round_{number}" / "pairs.json").read_text())
-        assert sum(counts["answers"].values()) == 36 and sum(counts["prompts"].values()) == 3
+        assert sum(counts["answers"].values()) == 20 and sum(counts["prompts"].values()) == 2
     start, first, second = (
         json.loads((here / f"round_{i}" / "evaluation.json").read_text()) for i in range(3)
     )
@@ -155,7 +156,7 @@ def test_pairs_say_where_they_came_from_and_hold_what_was_written(config, tokeni
     for pair in pairs:
         about = pair["provenance"]
         assert (about["round"], about["model"], about["verifier"]) == (1, start, "even")
-        assert about["sampling"]["temperature"] == 1.0 and about["sampling"]["samples"] == 12
+        assert about["sampling"]["temperature"] == 1.0 and about["sampling"]["samples"] == 10
         for side, right in (("chosen", True), ("rejected", False)):
             row = said[about["prompt"], about[side]["sample"]]
             assert about[side]["seed"] == row["seed"] and about[side]["right"] is right
@@ -258,11 +259,11 @@ def test_another_configuration_or_other_prompts_are_refused(config, rows):
         rounds._open(folder(config), hotter, *read(config), "model")
     with pytest.raises(UserError, match="the model was 'model', is 'another'"):
         rounds._open(folder(config), config, *read(config), "another")
-    write_rows(Path(config.data.path), rows[:5])
+    write_rows(Path(config.data.path), rows[:3])
     with pytest.raises(UserError, match="the prompts was"):
         rounds._open(folder(config), config, *read(config), "model")
     more = replace(config, rounds=replace(config.rounds, count=9))
-    write_rows(Path(config.data.path), rows[:6])
+    write_rows(Path(config.data.path), rows[:4])
     rounds._open(folder(config), more, *read(config), "model")
 
 
