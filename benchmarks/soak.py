@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from gemma4_jax.build import build
+from gemma4_jax.errors import UserError, report_user_errors
 from gemma4_jax.model.transformer import init_params
 from gemma4_jax.presets import preset
 from gemma4_jax.sample import Sampler
@@ -36,6 +37,8 @@ def main() -> int:
     parser.add_argument("--growth", type=float, default=64.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    with report_user_errors():
+        _check(args)
 
     config = dataclasses.replace(preset("tiny-ple"), max_position=args.longest + 256)
     model = build(config, init_params(config, jax.random.key(args.seed)))
@@ -86,6 +89,13 @@ def main() -> int:
     end = {"benchmark": "soak", "minutes": args.minutes, **counts, "grown_mib": round(grown, 1)}
     print(json.dumps(end))
     return int(bool(counts["wrong"] or counts["leaks"] or grown > args.growth))
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("minutes", "longest", "check", "growth"):
+        value = getattr(args, name)
+        if not value > 0:
+            raise UserError(f"--{name} must be above 0, got {value:g}")
 
 
 def _request(

@@ -10,12 +10,12 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from configs.checks import ConfigError
-from configs.schema import AnyConfig, flatten, require
+from configs.schema import flatten, require
 
-Config = TypeVar("Config", bound=AnyConfig)
+Config = TypeVar("Config")
 
 
 def fail(message: str) -> NoReturn:
@@ -24,12 +24,18 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def parse(prog: str, presets: Mapping[str, Callable[[], Config]], argv: Sequence[str]) -> Config:
+def parse(
+    prog: str,
+    presets: Mapping[str, Callable[[], Config]],
+    argv: Sequence[str],
+    require: Callable[[Any], None] = require,
+) -> Config:
     """Configuration that `argv` asks for.
 
     prog: how the program is called, for help texts, such as "python -m train.sft".
     presets: name -> function that returns the configuration the flags then change.
-    argv: words after the program's name. Leaves with exit code 2 (mistake) or 0 (help).
+    argv: words after the program's name. require: raises `ConfigError` where something that only the user can
+    name is empty. Leaves with exit code 2 (mistake) or 0 (help).
     """
     if not argv or argv[0] in ("-h", "--help"):
         text = _overview(prog, presets)

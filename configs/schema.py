@@ -331,6 +331,6 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield prefix + field.name, value
 
 
-def render(config: AnyConfig) -> str:
+def render(config: Any) -> str:
     """The resolved configuration as text, one `name = value` a line."""
     return "".join(f"{name} = {value!r}\n" for name, value in flatten(config))

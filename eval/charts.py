@@ -3,7 +3,7 @@
     whiskers(rows)     one line a score: a dot, its interval, and a mark where someone else's stands
     curves(lines)      scores against a number such as a checkpoint's step
 
-Not here: pages (gemma4_jax/pages.py), numbers (results.py). The same numbers make the same bytes.
+Not here: pages (gemma4_jax/pages.py), numbers (numbers.py). The same numbers make the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,10 +71,10 @@ def curves(lines: Mapping[str, Sequence[tuple[float, Interval]]], across: str) -
 
     drawn = []
     for i in range(5):
-        score = floor + i / 4 * rise
-        _, y = place(least, score)
+        level = floor + i / 4 * rise
+        _, y = place(least, level)
         drawn.append(_line(70, y, _WIDTH - 30, y, "grid"))
-        drawn.append(_text(60, y + 4, f"{score:.1%}", "end"))
+        drawn.append(_text(60, y + 4, f"{level:.1%}", "end"))
     for x in _few(sorted(set(xs))):
         drawn.append(_text(place(x, floor)[0], bottom + 18, f"{x:g}", "middle"))
     drawn.append(_text(_WIDTH / 2, bottom + 36, across, "middle"))

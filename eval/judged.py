@@ -1,6 +1,6 @@
 """What was generated and what was said of it, joined: one record a sample, grouped into rows of results.
 
-Not here: how either came about, numbers (results.py).
+Not here: how either came about, numbers (numbers.py).
 """
 
 import json

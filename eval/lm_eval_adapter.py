@@ -84,7 +84,7 @@ class Gemma4LM(TemplateLM):
         most = pretrained.config.max_position
         self.max_length = most if max_length is None else min(most, max_length)
         self._max_gen_toks, self._thinking, self._seed = max_gen_toks, thinking, seed
-        self._sizes = {"max_slots": max_slots, "max_tokens": max_tokens}
+        self._max_slots, self._max_tokens = max_slots, max_tokens
         self._engine: Engine | None = None
 
     @property
@@ -131,7 +131,7 @@ class Gemma4LM(TemplateLM):
         return encode(self._model, string, Options())
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: object
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **ignored: object
     ) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding writes it) of each continuation after its context.
 
@@ -214,10 +214,13 @@ class Gemma4LM(TemplateLM):
         return found
 
     def _open(self) -> Engine:
-        sizes = {**self._sizes}
-        if self.max_length < self._model.config.max_position:
-            sizes["max_context"] = min(self.max_length, sizes["max_tokens"])
-        return Engine(self._model, **sizes)
+        shorter = self.max_length < self._model.config.max_position
+        return Engine(
+            self._model,
+            max_slots=self._max_slots,
+            max_tokens=self._max_tokens,
+            max_context=min(self.max_length, self._max_tokens) if shorter else None,
+        )
 
 
 def _options(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """All that a scored run leaves beside its generations and verdicts.
 
-results.json    every number (results.py)
+results.json    every number (numbers.py)
 report.html     the same for people, with every sample (report.py)
 lm_eval/        the same in lm-evaluation-harness's layout (lm_eval_files.py)
 
@@ -16,11 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.judged import CellKey, read_folder
+from eval.asks import digest
+from eval.judged import CellKey, Judged, read_folder
 from eval.lm_eval_files import write_lm_eval
+from eval.numbers import Results, write_json
 from eval.report import report, write_text
-from eval.results import Results, write_json
 from eval.summarize import Source, summarize_all
+from eval.task import Item, Protocol
 from gemma4_jax.errors import UserError
 
 
@@ -30,11 +32,23 @@ def write_results(folder: Path, sources: Mapping[str, Source]) -> list[Results]:
     sources: by name of the benchmark. What run.json says of models, versions and starts goes into results.json.
     Writing again replaces everything. Raises UserError for a folder without judged samples.
     """
-    judged, without = read_folder(folder)
-    if not judged:
+    everything, without = read_folder(folder)
+    if not everything:
         raise UserError(f"{folder} has no judged samples; run the benchmarks, then score them")
+    items = {name: {item.id: item for item in of.items} for name, of in sources.items()}
+    judged = [one for one in everything if _is_asked(one, sources, items)]
     run = {**_about(folder), "generations_without_verdict": without}
+    run["generations_of_other_prompts"] = len(everything) - len(judged)
     results = summarize_all(sources, judged, _planned(run))
+    models = list(run.get("models", ()))
+    results.sort(
+        key=lambda r: (
+            r.task,
+            models.index(r.model) if r.model in models else -1,
+            r.protocol,
+            json.dumps(r.settings, sort_keys=True),
+        )
+    )
     write_json(folder / "results.json", results, run)
     write_text(
         folder / "report.html",
@@ -46,6 +60,19 @@ def write_results(folder: Path, sources: Mapping[str, Source]) -> list[Results]:
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", when)
     write_lm_eval(folder / "lm_eval", stamp, results, run, judged, sources)
     return results
+
+
+def _is_asked(
+    one: Judged, sources: Mapping[str, Source], items: Mapping[str, Mapping[str, Item]]
+) -> bool:
+    """Whether the benchmark asks so now: after a change of its prompts a folder may have answers to both."""
+    made = one.generation
+    item = items.get(made.task, {}).get(made.item)
+    if item is None:
+        return True  # what has no data is named where it is added up
+    protocol: Protocol = "reference" if made.protocol == "reference" else "thinking"
+    asked = sources[made.task].task.prompt(item, made.sample, protocol)
+    return digest([dict(message) for message in asked]) == digest(made.messages)
 
 
 def _planned(run: Mapping[str, Any]) -> dict[CellKey, int]:

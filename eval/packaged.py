@@ -105,14 +105,14 @@ def _mmlu(tasks: Any) -> Iterator[tuple[str, list[Mapping[str, str]]]]:
     prompts = json.loads(
         (tasks / "mmlu" / "flan_cot_fewshot" / "_cot_prompts.json").read_text("utf-8")
     )
-    english = []
+    english: list[Mapping[str, str]] = []
     for subject, text in sorted(prompts.items()):
         for block in re.split(r"(?:^|\n\n)Q: ", text)[1:]:
             if match := _QUESTION.match(block):
                 english.append({**match.groupdict(), "Subject": subject})
     yield "mmlu_EN-US.csv", english
     for folder, language in _LANGUAGES.items():
-        rows = []
+        rows: list[Mapping[str, str]] = []
         for file in _yaml_files(tasks / "llama3" / "instruct" / f"mmlu_{folder}"):
             subject = file.name.removeprefix(f"mmlu_{folder}_").removesuffix(".yaml")
             for sample in _samples(file):
@@ -124,7 +124,7 @@ def _mmlu(tasks: Any) -> Iterator[tuple[str, list[Mapping[str, str]]]]:
 
 
 def _gsm8k(tasks: Any) -> list[Mapping[str, str]]:
-    rows = []
+    rows: list[Mapping[str, str]] = []
     for sample in _samples(tasks / "gsm8k" / "gsm8k-cot.yaml"):
         steps, _, number = sample["target"].rpartition("The answer is ")
         answer = f"{steps.strip()}\n#### {number.strip().removesuffix('.')}"
@@ -135,7 +135,8 @@ def _gsm8k(tasks: Any) -> list[Mapping[str, str]]:
 def _bbh(tasks: Any) -> Iterator[tuple[str, list[Mapping[str, str]], str]]:
     for file in _yaml_files(tasks / "bbh" / "cot_fewshot"):
         document = _document(file)
-        examples, worked = [], str(document["description"]).strip()
+        examples: list[Mapping[str, str]] = []
+        worked = str(document["description"]).strip()
         for sample in document["fewshot_config"]["samples"]:
             _, _, target = sample["target"].rpartition("answer is ")
             examples.append({"input": sample["input"], "target": target.strip().removesuffix(".")})

@@ -3,7 +3,7 @@
     python -m eval.report FOLDER      # writes report.html anew; needs results.json, no model, no data
 
 Where a folder has several checkpoints of a training, scores against their steps. Not here: numbers
-(results.py), the list of samples (browser.py), two runs side by side (compare.py).
+(numbers.py), the list of samples (browser.py), two runs side by side (compare.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from eval.browser import browser
 from eval.charts import Row, curves, percent, whiskers
 from eval.judged import Judged, by_question, cells, read_folder
-from eval.results import Lengths, Results, key_of, read_json
+from eval.numbers import Lengths, Results, key_of, read_json
 from eval.stats import Interval, compare_means
 from gemma4_jax import pages
 from gemma4_jax.errors import report_user_errors
@@ -103,9 +103,9 @@ def steps(
     """
     lines: dict[str, list[tuple[int, Results]]] = defaultdict(list)
     for r in results:
-        step = _STEP.search(model_name(r.model, run))
-        if step:
-            lines[f"{r.title}, {asked(r)}"].append((int(step[1]), r))
+        ending = _STEP.search(model_name(r.model, run))
+        if ending:
+            lines[f"{r.title}, {asked(r)}"].append((int(ending[1]), r))
     lines = {
         name: sorted(found, key=lambda f: f[0]) for name, found in lines.items() if len(found) > 1
     }
@@ -122,10 +122,10 @@ def steps(
                 else paired(samples.get(key_of(first), ()), samples.get(key_of(r), ()))
             )
             rows.append((name, step, percent(r.score), change))
-    points = {name: [(float(step), r.score) for step, r in found] for name, found in lines.items()}
+    drawn = {name: [(float(step), r.score) for step, r in found] for name, found in lines.items()}
     return [
         pages.heading("Checkpoints"),
-        pages.drawing(curves(points, "step"), "Scores against steps, 95 % intervals"),
+        pages.drawing(curves(drawn, "step"), "Scores against steps, 95 % intervals"),
         pages.table(
             ("benchmark", "step", "score [95 %]", "against the first [95 %], p"),
             rows,

@@ -1,10 +1,12 @@
 """Programs that measure run, and what they compare agrees where the truth is known: on this CPU."""
 
+import dataclasses
 import json
 
+import jax
 import pytest
 
-from benchmarks import gpu_train, kernels
+from benchmarks import gpu_train, kernels, soak
 
 
 def lines(capsys):
@@ -30,6 +32,44 @@ def test_kernels_are_measured_against_float32(capsys):
         assert len(one["gradient_errors"]) == gradients
         assert max(one["error"], *one["gradient_errors"]) < 1e-5
         assert one["ms_forward"] > 0 and one["tflops_both"] >= 0
+
+
+def test_what_an_implementation_does_wrong_is_its_failure(capsys, monkeypatch):
+    """Named apart from a refusal; and the run fails with it where training has no other."""
+
+    def out_of_memory(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: no memory")
+
+    def no_such_shape(*_, **__):
+        raise NotImplementedError("no such shape")
+
+    monkeypatch.setattr(kernels, "triton_grouped_matmul", out_of_memory)
+    monkeypatch.setattr(jax.lax, "ragged_dot", no_such_shape)
+    kernels.main(["--only", "experts-lora", "--repeat", "1"])
+    found = {one["implementation"]: one for one in lines(capsys)}
+    assert found["triton"]["failed"] == "RuntimeError: RESOURCE_EXHAUSTED: no memory"
+    assert found["ragged_dot"]["refused"] == "NotImplementedError: no such shape"
+    assert found["blocks"]["ms_both"] > 0
+
+    real = kernels._experts
+
+    def broken(*args):
+        case = real(*args)
+        return dataclasses.replace(case, choices=case.choices | {"blocks": no_such_shape})
+
+    monkeypatch.setattr(kernels, "_experts", broken)
+    with pytest.raises(SystemExit, match="default implementation failed: experts-lora"):
+        kernels.main(["--only", "experts-lora", "--repeat", "1"])
+    found = {one["implementation"]: one for one in lines(capsys)}
+    assert found["blocks"]["failed"] == "NotImplementedError: no such shape"
+
+
+def test_a_soak_without_time_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["soak", "--minutes", "-1"])
+    with pytest.raises(SystemExit) as leaving:
+        soak.main()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == "error: --minutes must be above 0, got -1\n"
 
 
 def test_the_matrix_has_every_kind_of_layer():

@@ -50,6 +50,7 @@ _DROPPED = re.compile(
     r"\\(?:left|right|[Bb]ig[lr]?|[Ll]arge|displaystyle|quad)(?![A-Za-z])|\\[;:,!%$ ]|\$|\{,\}|_(?:\d|\{\d+\})"
     r"|\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\text\{[^{}]*\}"
 )
+_INNER_BOX = re.compile(r"\\(?:boxed|fbox)\{((?:[^{}]|\{[^{}]*\})*)\}")
 _UPRIGHT = re.compile(r"\\mathrm\{([^{}]*)\}")
 _NUMBER_AS_TEXT = re.compile(r"\\(?:text|textbf|mathbf)\{\s*([-\d.,]+)\s*\}")
 
@@ -80,7 +81,7 @@ def extract(text: str) -> str | None:
     """The number that an answer ends up with, thinking protocol; what else it boxed, if that is no number."""
     boxed = _boxes(text, r"\\(?:boxed|fbox)\s*\{")
     for content in reversed(boxed):
-        content = _NUMBER_AS_TEXT.sub(r"\1", content)
+        content = _NUMBER_AS_TEXT.sub(r"\1", _INNER_BOX.sub(r"\1", content))
         value = _value(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", content))
         if value is not None:
             return str(value)
@@ -100,7 +101,7 @@ def extract_reference(text: str) -> str | None:
         numbers = re.findall(r"\b\d+\b", text)
         # Python turns no more digits than these into a number and back.
         return str(int(numbers[-1])) if numbers and len(numbers[-1]) < 4300 else None
-    content = re.sub(r"\\(?:boxed|fbox)\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", boxed[-1])
+    content = _INNER_BOX.sub(r"\1", boxed[-1])
     try:
         return str(int(content))
     except ValueError:

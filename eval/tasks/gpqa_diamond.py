@@ -18,6 +18,7 @@ records and samples.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval import choices
@@ -76,12 +77,16 @@ def extract_reference(text: str) -> str | None:
 
 
 def score(item: Item, answer: Answer) -> Verdict:
-    """1 for the right letter in the order of this sample."""
+    """1 for the right letter in the order of this sample; `vote` is the choice, whatever its letter was."""
     if answer.protocol == "reference":
         found = extract_reference(answer.text)
     else:
         found = extract(answer.text, order(item, answer.sample))
-    return choices.verdict(found, right_letter(item, answer.sample))
+    verdict = choices.verdict(found, right_letter(item, answer.sample))
+    place = choices.LETTERS.find(found.upper()) if found else -1
+    if not 0 <= place < 4:
+        return verdict
+    return replace(verdict, details={"vote": choices.shuffled(item.id, answer.sample, 4)[place]})
 
 
 def _item(row: Row) -> Item:

@@ -15,14 +15,16 @@ with "nswer: X", then the last letter that stands alone (an "I" or "A" of prose 
 script of that repository prompts without a chat format, stops at "Question:" and drops examples that do not
 fit 2048 tokens; `evaluate_from_apiX.py` can ask again where the answer was wrong, which this never does.
 
-The mean over questions is the headline, here as there. Choices keep the file's order: they refer to each other
-("none of the above").
+The mean over questions is the headline, here as there. Order of choices: the first sample has the file's,
+further ones shuffle them by (id, sample), but for questions whose choices speak of each other ("none of the
+above", "A and C"), and never under the reference protocol.
 """
 
 import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -34,6 +36,12 @@ from gemma4_jax.errors import UserError
 _COLUMNS = ("question_id", "question", "options", "answer", "answer_index", "category")
 _CARD = "Gemma 4 model card and technical report (arXiv 2607.02770v2, table 5), thinking"
 _REFERENCE_LETTERS = "A-J"
+# A choice that speaks of others: by their place, or by their letters or numbers.
+_OF_OTHERS = re.compile(
+    r"(?i:\b(above|below|both|neither|either|preceding|previous|foregoing|following|all of (these|them)"
+    r"|none of (these|them)|options?|choices?|statements?)\b)|\b[A-J](,|,? (and|or|&)) [A-J]\b"
+    r"|\b(I|II|III|IV|V)( only\b|,? (and|or|&) (I|II|III|IV|V)\b)|^\W*[A-J]\W*$"
+)
 
 
 def load(path: Path) -> list[Item]:
@@ -49,11 +57,10 @@ def load(path: Path) -> list[Item]:
 
 def prompt(item: Item, sample: int, protocol: Protocol) -> list[Message]:
     """One user message. The reference needs validation rows: UserError without."""
-    del sample
     data = item.data
     if protocol == "thinking":
         text = (
-            f"{data['question']}\n\n{choices.listed(data['options'])}\n\n"
+            f"{data['question']}\n\n{choices.listed([data['options'][i] for i in order(item, sample)])}\n\n"
             "Choose the one right answer. Explain as briefly as you like, and end with a line that holds "
             "only 'Answer: X', with the letter of your choice for X."
         )
@@ -70,6 +77,14 @@ def prompt(item: Item, sample: int, protocol: Protocol) -> list[Message]:
     for shot in data["shots"]:
         text += _example(shot["question"], shot["options"], shot["cot_content"])
     return [{"role": "user", "content": text + _example(data["question"], data["options"], "")}]
+
+
+def order(item: Item, sample: int) -> list[int]:
+    """Which option stands at each place for a sample, thinking protocol."""
+    options = item.data["options"]
+    if sample == 0 or any(_OF_OTHERS.search(option) for option in options):
+        return list(range(len(options)))
+    return choices.shuffled(item.id, sample, len(options))
 
 
 def extract(text: str, options: Sequence[str]) -> str | None:
@@ -95,7 +110,12 @@ def score(item: Item, answer: Answer) -> Verdict:
     """1 for the right letter; under the reference protocol no letter is a seeded guess."""
     right, options = item.data["answer"], item.data["options"]
     if answer.protocol == "thinking":
-        return choices.verdict(extract(answer.text, options), right)
+        seen = order(item, answer.sample)
+        found = extract(answer.text, [options[i] for i in seen])
+        verdict = choices.verdict(found, choices.LETTERS[seen.index(item.data["answer_index"])])
+        place = choices.LETTERS.find(found) if found else -1
+        vote = {"vote": seen[place]} if 0 <= place < len(seen) else {}
+        return replace(verdict, details=vote)
     found = extract_reference(answer.text)
     if found is not None:
         return choices.verdict(found, right)

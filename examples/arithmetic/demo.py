@@ -18,14 +18,15 @@ from itertools import islice
 from pathlib import Path
 
 from examples.arithmetic.answers import Answer, ask, make_pairs
+from examples.arithmetic.benchmark import measure
 from examples.arithmetic.problems import Problem, distinct, problems
 from examples.arithmetic.recipe import Recipe, dpo_config, sft_config, twin
 from examples.arithmetic.summary import Stage, print_results, write_report
 from examples.folder import open_folder, rows_of, write_rows, write_text
 from examples.narration import Narration
 from examples.running import command_line, train_once
-from gemma4_jax.build import Model, build
-from gemma4_jax.checkpoint import load
+from gemma4_jax.build import build
+from gemma4_jax.checkpoint import load, save_huggingface
 from gemma4_jax.errors import UserError
 from gemma4_jax.hf_config import config_to_hf
 from gemma4_jax.text import chat
@@ -123,20 +124,14 @@ def _prepare(recipe: Recipe, folder: Path, narration: Narration) -> None:
 def _measure(
     name: str, recipe: Recipe, folder: Path, held_out: list[Problem], narration: Narration
 ) -> Stage:
-    """Greedy answers of one model to the held-out problems, asked for only once."""
+    """Greedy answers of one model to the held-out problems, through the runner of `eval`."""
 
-    def model() -> Model:
-        if name != "untrained":
-            return load(folder / name.lower() / "huggingface")
+    model = folder / name.lower() / "huggingface"
+    if name == "untrained" and not model.is_dir():
         # The very weights that SFT will start from.
         start = open_start(sft_config(recipe, folder).model, recipe.seed, recipe.sft_length)
-        return build(start.config, start.load(), start.tokenizer)
-
-    rows = rows_of(
-        folder / "answers" / f"{name.lower()}.jsonl",
-        lambda: (answer.row() for answer in ask(model(), held_out, narration.say)),
-    )
-    stage = Stage(name=name, answers=[Answer(**row) for row in rows])
+        save_huggingface(build(start.config, start.load(), start.tokenizer), model)
+    stage = Stage(name=name, answers=measure(model, held_out, folder, recipe.seed))
     narration.say(f"  {name}: {stage.line()}")
     return stage
 

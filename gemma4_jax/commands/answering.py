@@ -75,6 +75,12 @@ def add_flags(
         help="float32, bfloat16 or float16: parameters and computation (default: float32)",
     )
     parser.add_argument(
+        "--cache-dtype",
+        metavar="NAME",
+        help="of keys and values: float32, bfloat16, float16, int8 or float8, which take half the memory "
+        "of bfloat16 (default: as --dtype)",
+    )
+    parser.add_argument(
         "--drafter",
         metavar="FOLDER|ngram",
         help="guess ahead, for speed alone: the model's drafter, or what was said before",
@@ -106,7 +112,10 @@ def sampler_of(arguments: argparse.Namespace, model: Model) -> Sampler | Drafted
     from gemma4_jax.sample.sampler import Sampler
 
     drafter = drafter_of(arguments, model)
-    return Sampler(model) if drafter is None else DraftedSampler(model, drafter)
+    cache_dtype = arguments.cache_dtype
+    if drafter is None:
+        return Sampler(model, cache_dtype=cache_dtype)
+    return DraftedSampler(model, drafter, cache_dtype=cache_dtype)
 
 
 def drafter_of(arguments: argparse.Namespace, model: Model) -> Drafter | None:
@@ -128,6 +137,14 @@ def default_new_tokens(arguments: argparse.Namespace, model: Model) -> int:
         wanted: int = arguments.max_new_tokens
         return wanted
     return min(_MAX_NEW_TOKENS, model.config.max_position // 2)
+
+
+def read_stdin(read: Callable[[], str]) -> str:
+    """What a method of standard input gives; UserError where that is no text."""
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not {error.encoding.upper()}: {error.reason}") from None
 
 
 def is_chat_model(model: Model) -> bool:

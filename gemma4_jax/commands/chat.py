@@ -1,9 +1,9 @@
 """Talk to a model.
 
-A line is a message. Answers come as they are written, thoughts dimmed. Ctrl-C stops an answer, Ctrl-D or
-/quit ends the conversation, /help lists the other commands. Without a terminal every line of standard
-input is a message. With --tools the public functions of a Python file are offered to the model; you are
-asked before one is run.
+A line is a message; a backslash at its end, or three quotes around several lines, makes it longer. Answers
+come as they are written, thoughts dimmed. Ctrl-C stops an answer, Ctrl-D or /quit ends the conversation,
+/help lists the other commands. Without a terminal messages come from standard input. With --tools the public
+functions of a Python file are offered to the model; you are asked before one is run.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma4_jax.commands.answering import (
+    Answer,
+    Prepared,
     add_flags,
     answer,
     is_chat_model,
@@ -24,7 +28,9 @@ from gemma4_jax.commands.answering import (
     prepare,
     sampler_of,
 )
+from gemma4_jax.commands.saved_chat import SavedChat, load_chat, save_chat
 from gemma4_jax.commands.tools import MOST_ROUNDS, Toolbox, load_functions
+from gemma4_jax.commands.typed import next_typed, remembered
 from gemma4_jax.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -35,11 +41,17 @@ if TYPE_CHECKING:
 HELP = """\
 /system TEXT   set the system message; without TEXT, show it ("/system -" removes it)
 /think         let the model think first, or not; /think on, /think off
-/reset         forget the conversation
+/temperature T how much chance there is in answers, 0 for none; without T, show it
+/retry         answer the last message once more
+/clear         forget the conversation (so does /reset)
+/save FILE     write the conversation to a file
+/load FILE     go on with one that was saved
+/tokens        how much of the model's context the conversation takes
+/speed         how fast the last answer came
 /help          this list
-/quit          leave (so does Ctrl-D)
-//TEXT         say TEXT with a slash in front"""
-_COMMANDS = ("system", "think", "reset", "help", "quit")
+/quit          leave (so do /exit and Ctrl-D)
+//TEXT         say TEXT with a slash in front
+TEXT\\          go on in the next line; or put \"\"\" before and after several lines"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,31 +90,21 @@ def run(arguments: argparse.Namespace) -> None:
         toolbox,
     )
     if interactive:
-        with contextlib.suppress(ImportError):  # line editing and history; Windows has none
-            import readline  # noqa: F401
         print(f"{model.config.name}: /help for commands, Ctrl-D to leave", file=sys.stderr)
-    while (line := _next_line(interactive)) is not None:
+    with remembered() if interactive else contextlib.nullcontext():
+        _talk(chat, interactive)
+
+
+def _talk(chat: Conversation, interactive: bool) -> None:
+    while (typed := next_typed(interactive)) is not None:
         try:
-            if chat.take(line.strip()):
+            if typed.quoted:
+                if typed.text.strip():
+                    chat.say(typed.text)
+            elif chat.take(typed.text):
                 return
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-
-
-def _next_line(interactive: bool) -> str | None:
-    """The next line, None at the end of input. Ctrl-C at the prompt discards the line."""
-    while True:
-        try:
-            if interactive:
-                return input("> ")
-            return sys.stdin.readline() or None
-        except EOFError:
-            print(file=sys.stderr)
-            return None
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            print("\n(Ctrl-D or /quit leaves)", file=sys.stderr)
 
 
 def _ask(question: str, interactive: bool) -> str | None:
@@ -127,6 +129,7 @@ class Conversation:
     toolbox: Toolbox | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
     answers: int = 0
+    last: Answer | None = None  # the newest answer, for its speed
 
     def take(self, line: str) -> bool:
         """A line of input: a command or a message. True if it ends the conversation."""
@@ -173,10 +176,9 @@ class Conversation:
         from gemma4_jax.commands.display import Display
 
         model = self.sampler.model
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
         tools = None if self.toolbox is None else self.toolbox.declarations()
         try:
-            prompt = prepare(model, [*system, *asked], self.think, tools)
+            prompt = self._prompt(asked)
         except UserError as error:
             if len(asked) > 1:
                 raise UserError(f"{error} (/reset forgets the conversation)") from None
@@ -190,30 +192,104 @@ class Conversation:
             result = answer(self.sampler, prompt, most, settings, display.push)
         finally:
             display.close()
+        self.last = result
         if sys.stdin.isatty():
-            print(result.summary(), file=sys.stderr)
+            used = len(prompt.tokens) + result.new_tokens
+            print(f"{result.summary()}; {self._share(used)}", file=sys.stderr)
         self.answers += 1
         return message_of(model, prompt, result, tools), result.finish_reason == "interrupted"
 
+    def _prompt(self, asked: list[dict[str, Any]]) -> Prepared:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        tools = None if self.toolbox is None else self.toolbox.declarations()
+        return prepare(self.sampler.model, [*system, *asked], self.think, tools)
+
+    def _share(self, tokens: int) -> str:
+        context = self.sampler.model.config.max_position
+        return f"{tokens} of {context} tokens of context used ({tokens / context:.0%})"
+
     def _command(self, line: str) -> bool:
+        """A command, without its slash. True if it ends the conversation."""
         name, _, rest = line.partition(" ")
-        rest = rest.strip()
-        if name == "quit":
-            return True
-        if name == "help":
-            print(HELP, file=sys.stderr)
-        elif name == "reset":
-            self.messages = []
-            print("(the conversation starts over)", file=sys.stderr)
-        elif name == "think":
-            if rest not in ("", "on", "off"):
-                raise UserError(f"/think takes on or off, got {rest!r}")
-            self.think = not self.think if not rest else rest == "on"
-            print(f"(thinking is {'on' if self.think else 'off'})", file=sys.stderr)
-        elif name == "system":
-            if rest:
-                self.system = None if rest == "-" else rest
-            print(f"(system message: {self.system or 'none'})", file=sys.stderr)
-        else:
-            raise unknown("command", f"/{name}", [f"/{known}" for known in _COMMANDS])
-        return False
+        name = {"reset": "clear", "exit": "quit"}.get(name, name)
+        commands: dict[str, Callable[[str], None]] = {
+            "system": self._set_system,
+            "think": self._set_think,
+            "temperature": self._set_temperature,
+            "retry": self._retry,
+            "clear": self._clear,
+            "save": self._save,
+            "load": self._load,
+            "tokens": self._tell_tokens,
+            "speed": self._tell_speed,
+            "help": lambda _: _note(HELP),
+        }
+        if name in commands:
+            commands[name](rest.strip())
+        elif name != "quit":
+            known = [*commands, "reset", "quit", "exit"]
+            raise unknown("command", f"/{name}", [f"/{each}" for each in known])
+        return name == "quit"
+
+    def _set_system(self, text: str) -> None:
+        if text:
+            self.system = None if text == "-" else text
+        _note(f"(system message: {self.system or 'none'})")
+
+    def _set_think(self, word: str) -> None:
+        if word not in ("", "on", "off"):
+            raise UserError(f"/think takes on or off, got {word!r}")
+        self.think = not self.think if not word else word == "on"
+        _note(f"(thinking is {'on' if self.think else 'off'})")
+
+    def _set_temperature(self, text: str) -> None:
+        if text:
+            try:
+                value = float(text)
+            except ValueError:
+                value = -1.0
+            if not 0 <= value < float("inf"):
+                raise UserError(f"/temperature takes 0 (no chance) or a number above, got {text!r}")
+            self.settings = self.settings | {"temperature": value}
+        _note(f"(temperature: {self.settings['temperature']:g})")
+
+    def _retry(self, _: str) -> None:
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise UserError("/retry has no message to answer: nothing has been said yet")
+        before, text = self.messages[: asked[-1]], self.messages[asked[-1]]["content"]
+        after, self.messages = self.messages, before
+        try:
+            self.say(text)
+        except UserError:
+            self.messages = after
+            raise
+
+    def _clear(self, _: str) -> None:
+        self.messages = []
+        _note("(the conversation starts over)")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise UserError("/save needs the name of a file")
+        chat = SavedChat(system=self.system, think=self.think, messages=self.messages)
+        save_chat(Path(name).expanduser(), chat)
+        _note(f"({len(self.messages)} messages are in {name})")
+
+    def _load(self, name: str) -> None:
+        if not name:
+            raise UserError("/load needs the name of a file")
+        found = load_chat(Path(name).expanduser())
+        self.system, self.think, self.messages = found.system, found.think, list(found.messages)
+        _note(f"({len(self.messages)} messages from {name}; what was said before is forgotten)")
+
+    def _tell_tokens(self, _: str) -> None:
+        tokens = len(self._prompt(self.messages).tokens) if self.messages else 0
+        _note(f"({self._share(tokens)})")
+
+    def _tell_speed(self, _: str) -> None:
+        _note(f"({self.last.summary() if self.last else 'no answer yet'})")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--schema, --regex, --choices, --grammar; --tools and --tool-choice."""
+    """--schema, --regex, --choices, --grammar, --prefix; --tools and --tool-choice."""
     for name, value, about in (
         ("--schema", "FILE", "answer with JSON that satisfies the schema in FILE"),
         ("--regex", "R", "answer with a text that matches R as a whole"),
@@ -23,6 +23,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ("--tools", "FILE", "tools the model may call: a JSON list in OpenAI's form"),
     ):
         parser.add_argument(name, metavar=value, help=about)
+    parser.add_argument(
+        "--prefix",
+        metavar="TEXT",
+        help="an answer begins with TEXT, and the model goes on from there",
+    )
     parser.add_argument(
         "--tool-choice",
         default="auto",
@@ -34,11 +39,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def read_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of sampling that the flags ask for."""
     tools = None if arguments.tools is None else read_tools_file(arguments.tools)
-    return {
+    asked = {
         "constraint": _constraint(arguments),
         "tools": tools,
         "tool_choice": arguments.tool_choice,
     }
+    return asked if arguments.prefix is None else asked | {"prefix": arguments.prefix}
 
 
 def read_tools_file(path: str) -> list[Any]:

@@ -18,6 +18,7 @@ from gemma4_jax.commands.answering import (
     open_model,
     options,
     prepare,
+    read_stdin,
     sampler_of,
 )
 from gemma4_jax.errors import UserError
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if arguments.prompt is None:
         raise UserError("no PROMPT; give one, or a file of them with --input")
-    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    text = read_stdin(sys.stdin.read) if arguments.prompt == "-" else arguments.prompt
     if not text.strip():
         raise UserError("the prompt is empty")
     if arguments.raw and (arguments.system is not None or arguments.think or arguments.tools):

@@ -68,8 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
         max_slots=arguments.max_slots,
         max_tokens=arguments.max_tokens,
         drafter=drafter_of(arguments, model),
+        cache_dtype=arguments.cache_dtype,
     )
     settings = asked | {"model": str(Path(arguments.model).resolve()), "dtype": arguments.dtype}
+    if arguments.cache_dtype is not None:
+        settings["cache_dtype"] = arguments.cache_dtype
     if (constraint := constrained["constraint"]) is not None:
         settings["constraint"] = dataclasses.asdict(constraint)
     output = Path(arguments.output)

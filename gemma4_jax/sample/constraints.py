@@ -35,14 +35,19 @@ def json_schema(schema: str | bool | Mapping[str, Any]) -> Constraint:
     schema: the schema or its JSON text. Raises UserError for one that is no schema, that nothing
     satisfies, or that cannot be kept token by token, naming the place.
     """
-    if isinstance(schema, str):
-        try:
+    try:
+        if isinstance(schema, str):
             schema = json.loads(schema)
-        except ValueError as error:
-            raise UserError(f"the schema is not JSON: {error}") from None
-    check_schema(schema)
-    # Only objects take the options of the compiler; True is the schema without a demand.
-    return Constraint(kind="json", text=json.dumps({} if schema is True else schema))
+        # Only objects take the options of the compiler; True is the schema without a demand.
+        text = json.dumps({} if schema is True else schema)
+        check_schema(schema)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:  # a value that is none, or that contains itself
+        raise UserError(f"the schema is not JSON: {error}") from None
+    except RecursionError:
+        raise UserError("the schema is nested too deeply; make it flatter, or use $ref") from None
+    return Constraint(kind="json", text=text)
 
 
 def regex(pattern: str) -> Constraint:

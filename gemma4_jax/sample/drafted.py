@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from gemma4_jax.build import Model
+from gemma4_jax.build import DTYPES, Model
+from gemma4_jax.model.cache_precision import held_dtype
 from gemma4_jax.sample.buckets import capacity
 from gemma4_jax.sample.drafters import Drafter
 from gemma4_jax.sample.engine import Engine
@@ -37,11 +38,15 @@ class DraftedStream(Iterator[str]):
 class DraftedSampler:
     """Continues one prompt at a time, as `Sampler` would, with a drafter's help.
 
+    cache_dtype: as of `Sampler`.
+
     Every answer has an engine of its own, as large as it needs: an answer that was broken off leaves nothing.
     """
 
-    def __init__(self, model: Model, drafter: Drafter) -> None:
+    def __init__(self, model: Model, drafter: Drafter, *, cache_dtype: Any = None) -> None:
         self.model, self._drafter = model, drafter
+        # Complains now, not at the first answer.
+        self._cache_dtype = held_dtype(cache_dtype or model.module.dtype, DTYPES)
 
     def stream(self, prompt: list[int], max_new_tokens: int, **options: Any) -> DraftedStream:
         """One prompt's text as it comes; options as for `Sampler.stream`."""
@@ -54,5 +59,6 @@ class DraftedSampler:
             page_size=math.gcd(size, _PAGE),
             snapshots=1,
             drafter=self._drafter,
+            cache_dtype=self._cache_dtype,
         )
         return DraftedStream(engine.submit(prompt, max_new_tokens=max_new_tokens, **options))

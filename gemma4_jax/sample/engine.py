@@ -1,81 +1,38 @@
 """Continuous batching: requests that come and go at any step, over memory that is shared by need.
 
 `Engine.submit` puts a request in line and returns a stream of events (`stream.py`). Whoever waits for events
-runs the engine, a step at a time: what fits is admitted, one chunk of prompts is read, and all rows that decode
-go on by a few tokens. So nobody waits longer than a chunk for others' prompts. Full layers keep pages, taken as
-rows grow; if none are left, the request that came last gives its own back, stands in line again, and its tokens
-are read again as a prompt. Prompts that begin alike share pages (`paging.py`).
+runs the engine, a step at a time (`scheduler.py`). A request gets the tokens that it gets alone: rows are
+independent, and noise depends on its own seed and step.
 
-A request gets the tokens that it gets alone: rows are independent, and noise depends on its own seed and step.
-Here: decisions, on the host. Not here: what is on the device (`engine_device.py`).
+Here: what an engine is made of, and what a request may ask of it. Not here: who runs when (`scheduler.py`),
+what is on the device (`engine_device.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from gemma4_jax.build import DTYPES, Model
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.model.cache import COMPRESSIONS, Compression
 from gemma4_jax.model.cache_precision import held_dtype
+from gemma4_jax.sample.beam_search import BeamOptions, EarlyStopping
+from gemma4_jax.sample.beams import beams_of
 from gemma4_jax.sample.buckets import power_of_two
-from gemma4_jax.sample.drafters import Drafter, Drafts, History
-from gemma4_jax.sample.engine_device import STOP_IDS, Asked, Device, Read
-from gemma4_jax.sample.masks import masks_of
+from gemma4_jax.sample.drafters import Drafter
+from gemma4_jax.sample.engine_device import STOP_IDS, Device
 from gemma4_jax.sample.paging import Pages
 from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options
-from gemma4_jax.sample.row import Completion, Row, Token, rows_for
-from gemma4_jax.sample.stream import Event, Stream
-from gemma4_jax.sharding import TOKENS, mesh_of, over, rows_over
-
-
-@dataclass
-class _Task:
-    """A request on its way. `tokens`: its prompt and all that was chosen for it."""
-
-    row: Row
-    number: int
-    tokens: list[int]
-    stream: Stream
-    history: History  # of the same tokens
-    pages: list[int] = field(default_factory=list)
-    held: int = 0  # tokens that its pages and rings hold
-    reading: int | None = None  # its place among the rows that are read
-    slot: int | None = None  # its place among the rows that decode
-
-    @property
-    def output(self) -> list[int]:
-        """Tokens chosen so far."""
-        return self.tokens[len(self.row.request.prompt) :]
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of a step: between a program and its outcome it would lose all rows' memory."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    pending: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *given: pending.append(given))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pending:
-        before(*pending[0])
+from gemma4_jax.sample.row import Completion, Row, rows_for
+from gemma4_jax.sample.scheduler import Scheduler
+from gemma4_jax.sample.stream import Stream
+from gemma4_jax.sharding import TOKENS, mesh_of, rows_over
 
 
 def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
@@ -138,8 +95,13 @@ class Engine:
                 raise UserError(f"{name} must be a power of two, got {value}")
         if cache_compression not in COMPRESSIONS:
             raise unknown("cache compression", cache_compression, COMPRESSIONS)
-        self._mesh = _usable(mesh_of(model.params), page_size)
+        mesh = _usable(mesh_of(model.params), page_size)
         config = model.config
+        if max_tokens < page_size:
+            raise UserError(
+                f"max_tokens {max_tokens} is less than one page of {page_size} positions (page_size); memory "
+                f"is given out in pages: raise max_tokens to at least {page_size}"
+            )
         max_tokens -= max_tokens % page_size
         largest = min(config.max_position, max_tokens)
         self.max_context = largest if max_context is None else max_context
@@ -148,16 +110,15 @@ class Engine:
                 f"max_context must be from 1 to {largest} (the model's {config.max_position} positions, "
                 f"max_tokens {max_tokens}), got {max_context}"
             )
-        if drafter is not None and drafter.reads_hidden and self._mesh is not None:
+        if drafter is not None and drafter.reads_hidden and mesh is not None:
             raise UserError("a drafter's model runs on one device; over a mesh use ngram")
-        self.model, self.max_slots, self._drafter = model, max_slots, drafter
+        self.model, self.max_slots = model, max_slots
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         steps = steps if drafter is None else 1
-        self._ahead = max(steps, 0 if drafter is None else drafter.lengths[-1] + 1)
         self.pages = Pages(max_tokens // page_size, page_size, snapshots)
-        self._device = Device(
+        device = Device(
             model,
-            self._mesh,
+            mesh,
             pages=(self.pages.count, page_size),
             context=self.max_context,
             max_slots=max_slots,
@@ -167,13 +128,15 @@ class Engine:
             layout=(held_dtype(cache_dtype or model.module.dtype, DTYPES), cache_compression),
             drafter=drafter,
         )
-        self._waiting: deque[_Task] = deque()
-        self._reading: list[_Task | None] = [None] * self._device.places
-        self._slots: list[_Task | None] = [None]
-        self._submitted = 0
-        self._lock = threading.RLock()
-
-    # Requests
+        self._scheduler = Scheduler(
+            device,
+            self.pages,
+            mesh,
+            vocab_size=config.vocab_size,
+            max_slots=max_slots,
+            ahead=max(steps, 0 if drafter is None else drafter.lengths[-1] + 1),
+            drafter=drafter,
+        )
 
     def submit(self, prompt: Prompt, *, row: int = 0, **options: Any) -> Stream:
         """Put one prompt in line; options are fields of `requests.Options`, one value each.
@@ -206,23 +169,50 @@ class Engine:
 
         return sorted(found, key=rank)
 
+    def beam_search(
+        self,
+        prompt: Prompt,
+        beams: int,
+        *,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        **options: Any,
+    ) -> list[Completion]:
+        """The best `beams` texts that a search with so many beams finds, the best first (`beam_search.py`).
+
+        options: of `submit`, those of sampling left out. The search runs in rows of its own while other
+        requests go on; its pages are taken before it begins.
+        """
+        how = BeamOptions(beams=beams, length_penalty=length_penalty, early_stopping=early_stopping)
+        asked = Options(**options)
+        (row,) = rows_for(self.model, [prompt], asked)
+        self._check(row)
+        searching = beams_of(self.model, row, asked, how)
+        if beams > self.max_slots:
+            raise UserError(f"beams must be at most max_slots {self.max_slots}, got {beams}")
+        size = self.pages.size
+        wanted = -(-len(row.request.prompt) // size) + searching.pages_wanted(size)
+        if wanted > self.pages.count:
+            raise UserError(
+                f"{beams} beams of {row.request.max_new_tokens} tokens may need {wanted * size} positions; "
+                f"max_tokens is {self.pages.count * size}: lower beams or max_new_tokens"
+            )
+        (stream,) = self._scheduler.add([row], searching)
+        try:
+            stream.result()
+        except BaseException:
+            stream.cancel()  # nobody else could
+            raise
+        return searching.completions()
+
     def _enqueue(self, rows: list[Row]) -> list[Stream]:
         for row in rows:
             self._check(row)
-        streams = []
-        with self._lock:
-            for row in rows:
-                if row.forbidden:
-                    never = tuple((i, -math.inf) for i in row.forbidden)
-                    bias = (*row.request.bias, *never)
-                    row.request = dataclasses.replace(row.request, bias=bias)
-                stream = Stream(self.advance, self.cancel, row.request.prompt)
-                prompt = list(row.request.prompt)
-                task = _Task(row, self._submitted, prompt, stream, History(prompt))
-                self._waiting.append(task)
-                self._submitted += 1
-                streams.append(stream)
-        return streams
+            if row.forbidden:
+                never = tuple((i, -math.inf) for i in row.forbidden)
+                bias = (*row.request.bias, *never)
+                row.request = dataclasses.replace(row.request, bias=bias)
+        return self._scheduler.add(rows)
 
     def _check(self, row: Row) -> None:
         request = row.request
@@ -235,301 +225,24 @@ class Engine:
         if len(row.stop_ids) > STOP_IDS:
             raise UserError(f"at most {STOP_IDS} stop ids, got {len(row.stop_ids)}")
 
-    def cancel(self, stream: Stream) -> None:
-        """End a request; what it has got so far stays."""
-        with self._lock, over(self._mesh):
-            for task in [*self._waiting, *self._active()]:
-                if task.stream is stream:
-                    self._end(task, "cancelled")
-
-    def advance(self, stream: Stream) -> None:
-        """Run until the stream has something to say."""
-        while not stream.ready:
-            with self._lock:
-                if not stream.ready:
-                    self.step()
-
-    # One step
-
     @property
     def idle(self) -> bool:
         """Whether nobody waits for anything."""
-        return not self._waiting and not self._active()
+        return self._scheduler.idle
+
+    @property
+    def active(self) -> int:
+        """Requests whose prompts are being read or that decode; at most `max_slots`."""
+        return self._scheduler.active
 
     def step(self) -> None:
-        """Admit what fits, read one chunk of prompts, and decode a few tokens of every row."""
-        with self._lock, over(self._mesh), _uninterrupted():
-            self._admit()
-            self._read_prompts()
-            self._decode()
-            self._shrink()
-
-    def _active(self) -> list[_Task]:
-        """Admitted tasks, the first come first."""
-        tasks = [task for task in (*self._reading, *self._slots) if task is not None]
-        return sorted(tasks, key=lambda task: task.number)
-
-    def _admit(self) -> None:
-        held_back = []
-        while self._waiting and None in self._reading and len(self._active()) < self.max_slots:
-            task = self._waiting.popleft()
-            if self._prompt_is_being_read(task):
-                held_back.append(task)
-            elif not self._take_over(task):
-                self._waiting.appendleft(task)
-                break
-        self._waiting.extendleft(reversed(held_back))
-
-    def _prompt_is_being_read(self, task: _Task) -> bool:
-        """Whether most of its prompt is on its way into pages: waiting for these costs less than reading it."""
-        size = self.pages.size
-        whole = (len(task.tokens) - 1) // size * size
-        wanted = task.tokens[:whole]
-        return whole > 0 and any(
-            other is not None and other.held < whole and other.tokens[:whole] == wanted
-            for other in self._reading
-        )
-
-    def _take_over(self, task: _Task) -> bool:
-        """Give it pages for its tokens, the ones that are known already first; False if there are too few."""
-        prefix = self.pages.find(task.tokens)
-        self.pages.reuse(prefix, task.tokens)
-        wanted = self._pages_for(len(task.tokens)) - len(prefix.pages)
-        # Everybody else will want a page before long; taking the last ones would only interrupt somebody.
-        spare = len(self._active())
-        fresh = (
-            self.pages.take(wanted) if wanted + spare <= self.pages.available or not spare else None
-        )
-        if fresh is None:
-            self.pages.release(prefix.pages)
-            return False
-        task.pages, task.held = [*prefix.pages, *fresh], prefix.tokens
-        task.reading = self._reading.index(None)
-        self._reading[task.reading] = task
-        if prefix.snapshot is not None:
-            self._device.recall(prefix.snapshot, task.reading)
-        return True
-
-    def _pages_for(self, positions: int) -> int:
-        return -(-positions // self.pages.size)
-
-    # Prompts
-
-    def _read_prompts(self) -> None:
-        tasks = [task for task in self._active() if task.reading is not None]
-        if not tasks:
-            return
-        tasks, rows, size = self._chunk(tasks)
-        parts = [task.tokens[task.held : task.held + size] for task in tasks]
-        places = [task.reading for task in tasks if task.reading is not None]
-        held = [task.held for task in tasks]
-        read = self._device.read(rows, size, [task.pages for task in tasks], places, held, parts)
-        for task, place, part in zip(tasks, places, parts, strict=True):
-            task.held += len(part)
-            snapshot = self._keep(task)
-            if snapshot is not None:
-                self._device.save_read(place, snapshot)
-        if any(task.held == len(task.tokens) for task in tasks):
-            self._first_tokens(read, tasks)
-
-    def _chunk(self, tasks: list[_Task]) -> tuple[list[_Task], int, int]:
-        """Which tasks to read from (the oldest, and who fits beside it), and the program's rows and tokens."""
-        rest = len(tasks[0].tokens) - tasks[0].held
-        sizes = self._device.sizes
-        size = min((t for _, t in sizes if t >= rest), default=sizes[-1][1])
-        most = max(rows for rows, tokens in sizes if tokens == size)
-        fitting = [task for task in tasks if len(task.tokens) - task.held <= size]
-        together = [tasks[0], *(task for task in fitting if task is not tasks[0])][:most]
-        return together, 1 if len(together) == 1 else most, size
-
-    def _first_tokens(self, read: Read, tasks: list[_Task]) -> None:
-        """The next token of every task whose prompt has been read; it decodes from then on."""
-        ready = [task if task.held == len(task.tokens) else None for task in tasks]
-        padded = [*ready, *(None,) * (len(read.places) - len(ready))]
-        masks = self._masks(padded)
-        held = [0 if task is None else task.held for task in padded]
-        dispatch, hidden = self._device.first(read, _asked(padded), held, masks)
-        for i, task in enumerate(padded):
-            if task is None or task.reading is None:
-                continue
-            request = task.row.request
-            new = dispatch.of_row(i, request.top_logprobs)
-            place, task.reading = task.reading, None
-            self._reading[place] = None
-            if not dispatch.done[i]:
-                slot = task.slot = self._free_slot()
-                self._slots[slot] = task
-                output = [*task.output, new[0].id]
-                self._device.enter(slot, place, task.held, request, output, hidden, i)
-            self._push(task, new)
-
-    # Decoding
-
-    def _decode(self) -> None:
-        for task in self._active():
-            if task.slot is not None:
-                self._grow(task)
-        tasks = [task for task in self._slots if task is not None]
-        if not tasks:
-            return
-        asked = _asked(self._slots)
-        drafts = None
-        watchers = [task.row.matcher for task in tasks if task.row.matcher is not None]
-        if not all(watcher.free(self._ahead) for watcher in watchers):
-            dispatch = self._device.go_on_among(asked, lambda: self._masks(self._slots))
-        elif (drafts := self._drafts(asked)) is not None:
-            dispatch = self._device.verify(asked, drafts)
-        else:
-            dispatch = self._device.go_on(asked)
-        for task in tasks:
-            if task.slot is not None:
-                new = dispatch.of_row(task.slot, task.row.request.top_logprobs)
-                task.held += len(new)
-                if drafts is not None:
-                    task.history.learn(int(drafts.given[task.slot]), len(new) - 1)
-                self._push(task, new)
-
-    def _drafts(self, asked: Asked) -> Drafts | None:
-        """What rows will perhaps choose next, as far as they may."""
-        if self._drafter is None:
-            return None
-        most = np.zeros(len(self._slots), np.int32)
-        for slot, task in enumerate(self._slots):
-            if task is not None:
-                most[slot] = task.row.request.max_new_tokens - len(task.output) - 1
-        histories = [None if task is None else task.history for task in self._slots]
-        return self._drafter.propose(histories, most, self._device.target(asked.pages))
-
-    def _masks(self, tasks: Sequence[_Task | None]) -> np.ndarray | None:
-        """What rows may choose next, None if all may choose anything; who may choose nothing has failed."""
-        matchers = [None if task is None else task.row.matcher for task in tasks]
-        if not any(matcher is not None for matcher in matchers):
-            return None
-        masks, wrong = masks_of(matchers, self.model.config.vocab_size)
-        for row, error in wrong.items():
-            task = tasks[row]
-            assert task is not None
-            self._fail(task, error)
-        return masks
-
-    def _grow(self, task: _Task) -> None:
-        """Pages for its next tokens; whoever came last has to give some back if there are none."""
-        request = task.row.request
-        # The last token of a request is never written.
-        most = len(request.prompt) + request.max_new_tokens - 1
-        wanted = self._pages_for(min(task.held + self._ahead, most)) - len(task.pages)
-        while task.slot is not None and wanted > 0:
-            fresh = self.pages.take(wanted)
-            if fresh is not None:
-                task.pages += fresh
-                return
-            self._interrupt(self._active()[-1])
-
-    def _interrupt(self, task: _Task) -> None:
-        """Back in line, before those that came later; its tokens so far are a prompt then."""
-        self._leave(task)
-        at = next(
-            (i for i, t in enumerate(self._waiting) if t.number > task.number), len(self._waiting)
-        )
-        self._waiting.insert(at, task)
-
-    def _push(self, task: _Task, new: Sequence[Token]) -> None:
-        """What a program chose for a task, to its stream."""
-        task.tokens += [token.id for token in new]
-        before = len(task.row.chosen)
-        try:
-            text = task.row.push(new)
-            if task.row.matcher is not None:
-                for token in new:
-                    task.row.matcher.push(token.id)
-        except UserError as error:
-            self._fail(task, error)
-            return
-        if task.row.finish_reason:
-            self._end(task, task.row.finish_reason, text, before)
-        else:
-            self._tell(task, text, before)
-
-    def _end(self, task: _Task, reason: str, text: str = "", before: int | None = None) -> None:
-        if task in self._waiting:
-            self._waiting.remove(task)
-        if not task.row.finish_reason:
-            text += task.row.end(reason)
-        if task.slot is not None:
-            # For a conversation that goes on; but not in the place of what prompts have in common.
-            snapshot = self._keep(task, evict=False)
-            if snapshot is not None:
-                self._device.save_decoding(task.slot, snapshot)
-        self._leave(task)
-        at = len(task.row.chosen) if before is None else before
-        self._tell(task, text, at, task.row.completion())
-
-    def _tell(
-        self, task: _Task, text: str, before: int, completion: Completion | None = None
-    ) -> None:
-        new = task.row.chosen[before:]
-        task.stream.put(Event(text=text, tokens=new, completion=completion))
-
-    def _fail(self, task: _Task, error: UserError) -> None:
-        self._leave(task)
-        task.stream.fail(error)
-
-    def _leave(self, task: _Task) -> None:
-        """Give back the row and the pages."""
-        if task.slot is not None:
-            self._slots[task.slot] = None
-        if task.reading is not None:
-            self._reading[task.reading] = None
-        task.slot = task.reading = None
-        self.pages.release(task.pages)
-        task.pages, task.held = [], 0
-
-    # Memory
-
-    def _keep(self, task: _Task, *, evict: bool = True) -> int | None:
-        """Remember a task's pages for prompts that begin alike; where its rings must go for that, or None."""
-        return self.pages.keep(task.tokens[: task.held], task.pages, evict=evict)
-
-    def _free_slot(self) -> int:
-        if None not in self._slots:
-            self._resize(2 * len(self._slots), list(range(len(self._slots))))
-        return self._slots.index(None)
-
-    def _shrink(self) -> None:
-        """Half the rows, if a quarter is in use: a program computes all of its rows."""
-        used = [i for i, task in enumerate(self._slots) if task is not None]
-        asking = any(task is not None and task.row.request.penalised for task in self._slots)
-        if self._device.penalised and not asking:
-            self._device.without_penalties()
-        if len(self._slots) > 1 and len(used) <= len(self._slots) // 4:
-            self._resize(len(self._slots) // 2, used)
-
-    def _resize(self, rows: int, source: list[int]) -> None:
-        self._device.resize(rows, source)
-        moved = [self._slots[i] for i in source]
-        self._slots = [*moved, *(None,) * (rows - len(moved))]
-        for slot, task in enumerate(self._slots):
-            if task is not None:
-                task.slot = slot
+        """Let all requests go on by a chunk of prompts and a few tokens; waiting for events does that too."""
+        self._scheduler.step()
 
     def warm_up(self) -> None:
-        """Compile every program now, by running it on nothing.
+        """Compile every program now, by running it on nothing; before requests are submitted.
 
         Afterwards none is compiled while somebody waits for it; only sampled requests without a top-k of at
         most 64, penalties, constraints and likeliest ids bring programs of their own.
         """
-        with self._lock:
-            if not self.idle:
-                raise UserError("warm up an engine before requests are submitted to it")
-            self._device.warm_up(self.max_slots)
-            self._slots = [None]
-
-
-def _asked(tasks: Sequence[_Task | None]) -> Asked:
-    """What tasks want of a call, in the order of its rows."""
-    return Asked(
-        requests=[None if task is None else task.row.request for task in tasks],
-        pages=[() if task is None else task.pages for task in tasks],
-        outputs=[() if task is None else task.output for task in tasks],
-        stop_ids=[() if task is None else task.row.stop_ids for task in tasks],
-    )
+        self._scheduler.warm_up()

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from gemma4_jax.build import Model
 from gemma4_jax.model.cache import NO_PAGE, Compression
+from gemma4_jax.sample import beam_programs
 from gemma4_jax.sample import engine_programs as programs
 from gemma4_jax.sample.drafters import Drafter, Drafts, Target
 from gemma4_jax.sample.penalties import penalties_of
@@ -27,6 +28,7 @@ from gemma4_jax.sample.programs import Dispatch
 from gemma4_jax.sample.requests import Request
 from gemma4_jax.sample.row import blocked_ids
 from gemma4_jax.sample.sampling import CANDIDATES, Filters
+from gemma4_jax.sample.slots import Rows
 from gemma4_jax.sharding import over
 
 # Ids that may end a row; every program has room for so many.
@@ -210,11 +212,11 @@ class Device:
         )  # fmt: skip
         return Dispatch.of(chosen)
 
-    def verify(self, asked: Asked, drafts: Drafts) -> Dispatch:
-        """As many tokens of every row as its drafts were right, and one more."""
+    def verify(self, asked: Asked, drafts: Drafts, masks: np.ndarray | None = None) -> Dispatch:
+        """As many tokens of every row as its drafts were right, and one more; masks: of `masks_along`."""
         self._pool, self._state, chosen = programs.verify_rows(
             *self._all(asked), drafts.tokens, drafts.given, _padded(asked.stop_ids), self._blocked,
-            filters=asked.filters, length=drafts.length,
+            filters=asked.filters, length=drafts.length, mask=masks,
         )  # fmt: skip
         return Dispatch.of(chosen)
 
@@ -227,6 +229,40 @@ class Device:
         """`rows` rows, the first of which are those of `source`."""
         padded = np.array([*source, *(0,) * (rows - len(source))], np.int32)
         self._state = programs.resize(self._state, padded, np.arange(rows) < len(source))
+
+    # Beams: rows of their own over the same pages, which whoever searches keeps
+
+    def fork(self, place: int, held: int, count: int) -> Rows:
+        """`count` rows that begin as a row that was read, and holds so many tokens."""
+        rows: Rows = beam_programs.fork(self._reading, np.int32(place), np.int32(held), count)
+        return rows
+
+    def follow(
+        self, rows: Rows, source: np.ndarray, to: np.ndarray, tokens: np.ndarray, held: int
+    ) -> Rows:
+        """`beam_slots.follow`."""
+        after: Rows = beam_programs.follow(rows, source, to, tokens, np.int32(held))
+        return after
+
+    def copy_pages(self, source: np.ndarray, to: np.ndarray) -> None:
+        """Pages to[i] become pages source[i]."""
+        self._pool = beam_programs.copy_pages(self._pool, source, to)
+
+    def go_on_beams(
+        self, rows: Rows, pages: Sequence[Sequence[int]], going: np.ndarray
+    ) -> tuple[Rows, jax.Array]:
+        """Every row that goes on reads its token; and hidden states [k, 1, D] behind what comes next."""
+        table = self._table(pages, len(pages))
+        self._pool, rows, hidden = programs.advance_rows(
+            self._module, self._params, self._pool, rows, table, going
+        )
+        return rows, hidden
+
+    def likeliest(self, hidden: jax.Array, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The likeliest ids after each row, and their log-probabilities: [k, count]."""
+        found = beam_programs.likeliest(self._module, self._params, hidden, self._blocked, count)
+        ids, logprobs = jax.device_get(found)
+        return ids, logprobs
 
     def _all(self, asked: Asked) -> tuple[Any, ...]:
         keep = np.array([request is not None for request in asked.requests])

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from gemma4_jax.errors import UserError
+from gemma4_jax.sample.matcher import has_bit
 from gemma4_jax.sample.row import Watcher
 
 _MOST_THREADS = 16
@@ -78,6 +79,52 @@ def masks_of(
 
     list(_threads().map(fill, [row for row, matcher in enumerate(matchers) if matcher is not None]))
     return result, wrong
+
+
+def masks_along(
+    matchers: Sequence[Watcher | None],
+    drafts: Int[np.ndarray, "R m"],
+    given: Int[np.ndarray, " R"],
+    length: int,
+    vocab_size: int,
+) -> tuple[Int32[np.ndarray, "R k W"], Int[np.ndarray, " R"], dict[int, UserError]]:
+    """What each row may choose before each of its drafts and behind the last, k = length + 1.
+
+    drafts: a row's are its first given[r]. Returns also how many of them its constraint allows (the others need
+    not be read), and what is wrong with rows that may choose nothing at all.
+    """
+    result = np.full((len(matchers), length + 1, -(-vocab_size // 32)), -1, np.int32)
+    allowed = np.array(given)
+    wrong: dict[int, UserError] = {}
+
+    def fill(row: int) -> None:
+        matcher = matchers[row]
+        assert matcher is not None
+        allowed[row] = count = 0
+        try:
+            trial = matcher.copy()
+            result[row, 0] = trial.mask()
+        except UserError as error:
+            wrong[row] = error
+            return
+        try:
+            for draft in drafts[row, : given[row]].tolist():
+                if not has_bit(result[row, count], draft):
+                    break
+                trial.push(draft)
+                if not trial.finished:
+                    result[row, count + 1] = trial.mask()
+                count += 1
+                if trial.finished:
+                    break
+        except (
+            UserError
+        ):  # nothing may follow this draft: if it comes all the same, the next round says so
+            pass
+        allowed[row] = count
+
+    list(_threads().map(fill, [row for row, matcher in enumerate(matchers) if matcher is not None]))
+    return result, allowed, wrong
 
 
 @functools.cache

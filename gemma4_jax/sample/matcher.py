@@ -124,7 +124,7 @@ class Matcher:
         count = 0
         try:
             for token in tokens:
-                if not _get(self.mask(), token):
+                if not has_bit(self.mask(), token):
                     break
                 self.push(token)
                 count += 1
@@ -211,5 +211,6 @@ def _set(words: np.ndarray, i: int, on: bool) -> None:
     view[i // 32] = view[i // 32] | bit if on else view[i // 32] & ~bit
 
 
-def _get(words: np.ndarray, i: int) -> bool:
+def has_bit(words: np.ndarray, i: int) -> bool:
+    """Whether a mask allows an id."""
     return bool(words.view(np.uint32)[i // 32] >> (i % 32) & 1)

@@ -42,6 +42,8 @@ def encode(model: Model, prompt: Prompt, options: Options) -> list[int]:
     """
     if isinstance(prompt, np.ndarray):
         prompt = prompt.tolist()
+    if isinstance(prompt, bytes | bytearray):  # a sequence of numbers, which are no ids
+        raise UserError("a prompt must be text, not bytes: decode it, bytes.decode('utf-8')")
     if isinstance(prompt, str):
         ids = _with_bos(_tokenizer(model), prompt)
     elif not isinstance(prompt, Sequence) or not prompt:

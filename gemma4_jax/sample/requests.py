@@ -42,6 +42,8 @@ class Options:
     ignore_eos: no id ends a text; stop strings and max_new_tokens still do.
     stop: strings that end a text and are not part of it.
     stop_ids: ids that end a text, instead of those of the tokenizer and the configuration.
+    prefix: what every output begins with, as text (control tokens in it count) or ids; these are its first
+      tokens, counted like others, and the model goes on from there.
     thinking_budget: most tokens of thoughts; then the thought is closed and the answer begins.
     enable_thinking, tools: for message lists. tool_choice: auto, none, required or a tool's name
       (`tool_choice.py`); required and a name constrain the output to calls.
@@ -66,6 +68,7 @@ class Options:
     ignore_eos: bool = False
     stop: str | Sequence[str] = ()
     stop_ids: Sequence[int] | None = None
+    prefix: str | Sequence[int] = ""
     enable_thinking: bool = False
     thinking_budget: int | None = None
     tools: Sequence[Mapping[str, Any]] | None = None

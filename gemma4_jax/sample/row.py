@@ -11,6 +11,7 @@ import numpy as np
 
 from gemma4_jax.build import Model
 from gemma4_jax.errors import UserError
+from gemma4_jax.sample.forced import Forced, check_prefix, prefix_ids
 from gemma4_jax.sample.matcher import Matcher, compile_constraint
 from gemma4_jax.sample.prompts import Prompt, encode
 from gemma4_jax.sample.requests import Options, Request, requests
@@ -19,8 +20,8 @@ from gemma4_jax.sample.thinking import ThinkingBudget
 from gemma4_jax.sample.tool_choice import constraint_of, forbidden_ids
 from gemma4_jax.text.token_parse import start_of
 
-# Of a constraint, or of a bound on thinking.
-Watcher = Matcher | ThinkingBudget
+# Of a constraint, of a bound on thinking, or of a prefix.
+Watcher = Matcher | ThinkingBudget | Forced
 
 
 class Token(NamedTuple):
@@ -68,10 +69,7 @@ class Row:
         Raises UserError if the model's numbers are not finite.
         """
         if not all(math.isfinite(token.logprob) for token in tokens):
-            raise UserError(
-                f"the model's logits for prompt {self.request.index} are not finite (NaN or "
-                "infinity); look for damaged weights, or compute in float32"
-            )
+            raise not_finite(self.request.index)
         pieces = []
         for token in tokens:
             if self.finish_reason:
@@ -105,6 +103,14 @@ class Row:
         )
 
 
+def not_finite(index: int) -> UserError:
+    """What is wrong with a model whose numbers for prompt `index` are none."""
+    return UserError(
+        f"the model's logits for prompt {index} are not finite (NaN or infinity); look for damaged "
+        "weights, or compute in float32"
+    )
+
+
 def rows_for(model: Model, prompts: Sequence[Prompt], options: Options) -> list[Row]:
     """One row per prompt, everything checked; UserError naming a bad value and the way out."""
     strings = options.stop_strings
@@ -113,10 +119,19 @@ def rows_for(model: Model, prompts: Sequence[Prompt], options: Options) -> list[
     stop_ids = _stop_ids(model, options)
     encoded = [encode(model, prompt, options) for prompt in prompts]
     asked = requests(model.config, encoded, options)
-    matchers = _budgets(model, options, encoded, _matchers(model, options, encoded, stop_ids))
+    constraints = _matchers(model, options, encoded, stop_ids)
+    bounds = _budgets(model, options, encoded, constraints)
+    matchers: Sequence[Watcher | None] = bounds
     forbidden: tuple[int, ...] = ()
     if model.tokenizer is not None:
         forbidden = tuple(forbidden_ids(options.tool_choice, model.tokenizer))
+    if options.prefix:
+        never = blocked_ids(model, [*forbidden, *options.suppress])
+        ids = prefix_ids(model, options, stop_ids, never)
+        for request, constraint in zip(asked, constraints, strict=True):
+            check_prefix(ids, request, constraint)
+        vocab_size = model.config.vocab_size
+        matchers = [Forced(ids, vocab_size, inner) for inner in bounds]
     return [
         Row(request, RowText(model.tokenizer, strings), stop_ids, matcher, forbidden)
         for request, matcher in zip(asked, matchers, strict=True)
@@ -155,7 +170,7 @@ def _budgets(
     options: Options,
     prompts: Sequence[list[int]],
     inner: Sequence[Matcher | None],
-) -> Sequence[Watcher | None]:
+) -> Sequence[Matcher | ThinkingBudget | None]:
     """The matchers, inside bounds on thinking if there are any."""
     budget = options.thinking_budget
     if budget is None:

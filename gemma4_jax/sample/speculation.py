@@ -8,7 +8,7 @@ drafts mean nothing: lowering the cache's length takes them back, for which ring
 
 Not here: who drafts, and how many (`drafters.py`).
 
-Letters: R rows, n drafts of a call, D d_model, V vocabulary, M pages a row may have.
+Letters: R rows, n drafts of a call, W words of a mask, D d_model, V vocabulary, M pages a row may have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from gemma4_jax.model import drafter as drafting
 from gemma4_jax.model.cache import Cache
@@ -40,12 +40,14 @@ def verify(
     stop_ids: Int[Array, "*R s"],
     blocked: Bool[Array, " V"],
     filters: Filters,
+    mask: Int32[Array, "R m W"] | None = None,
 ) -> tuple[DecodeState, Chosen, Float[Array, "R D"]]:
     """1 to given[r] + 1 more tokens of every row that is not done.
 
     drafts: a row's are its first given[r]. keep, stop_ids, blocked, filters: as for `decode.decode`; a row ends
-    at its stop id or limit even if drafts behind it were right. Returns also the hidden state, after the final
-    norm, that chose each row's last token; it means nothing where a row was done.
+    at its stop id or limit even if drafts behind it were right. mask: ids that a row may choose before each of
+    its n drafts and behind the last, m = n + 1 (bits as of `sampling.sample`). Returns also the hidden state,
+    after the final norm, that chose each row's last token; it means nothing where a row was done.
     """
     most = drafts.shape[1]
     begin = dataclasses.replace(state, done=state.done | ~keep)
@@ -67,7 +69,8 @@ def verify(
         carry: tuple[Array, DecodeState, Array, Drawn],
     ) -> tuple[Array, DecodeState, Array, Drawn]:
         i, now, ended, drawn = carry
-        after, new = decode.next_token(now, logits[:, i], stop_ids, blocked, filters, None)
+        here = None if mask is None else mask[:, i]
+        after, new = decode.next_token(now, logits[:, i], stop_ids, blocked, filters, here)
         ended |= after.done & ~now.done
         right = (i + 1 < read) & (new.token == drafts[:, jnp.minimum(i, most - 1)])
         following = dataclasses.replace(after, done=after.done | ~right)
@@ -100,11 +103,12 @@ def verify_rows(
     blocked: Bool[Array, " V"],
     filters: Filters,
     length: int,
+    mask: Int32[Array, "R k W"] | None = None,
 ) -> tuple[Pool, Rows, Chosen]:
     """`verify` of an engine's rows; length: of the m drafts there is room for, so many are read."""
     before = slots.whole(module.config, pool, state, table)
     after, chosen, hidden = verify(
-        module, params, before, drafts[:, :length], given, keep, stop_ids, blocked, filters
+        module, params, before, drafts[:, :length], given, keep, stop_ids, blocked, filters, mask
     )
     pool, rows = slots.parts(module.config, state, after)
     if state.hidden is not None:

@@ -12,6 +12,7 @@ class RowText:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
         self._decoder = None if tokenizer is None else tokenizer.stream()
         self._stop = tuple(stop)
         self._held = ""

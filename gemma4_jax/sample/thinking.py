@@ -7,6 +7,8 @@ draw on what is left. Same face as a constraint's `Matcher`, which it may stand 
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from jaxtyping import Int32
 
@@ -76,6 +78,12 @@ class ThinkingBudget:
         elif self._inside:
             self._left -= 1
             self._last = token
+
+    def copy(self) -> ThinkingBudget:
+        """Another one in the same state."""
+        other = copy.copy(self)
+        other._inner = None if self._inner is None else self._inner.copy()
+        return other
 
     def _only(self, token: int) -> Int32[np.ndarray, " W"]:
         words = np.zeros(-(-self._vocab_size // 32), np.uint32)

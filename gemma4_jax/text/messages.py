@@ -22,6 +22,9 @@ else:
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+# Levels of a value. People write a dozen; those that contain themselves have no end.
+_DEEPEST = 200
+
 _MEDIA = {
     **{"image": control.IMAGE, "image_url": control.IMAGE},
     **{"audio": control.AUDIO, "input_audio": control.AUDIO},
@@ -110,16 +113,18 @@ def read_tools(tools: Tools | None) -> tuple[Mapping[str, Any], ...]:
     return tuple(functions)
 
 
-def check_json(value: Any, where: str) -> None:
-    """UserError unless `value` is made of what JSON has."""
+def check_json(value: Any, where: str, depth: int = 0) -> None:
+    """UserError unless `value` is made of what JSON has, and comes to an end."""
+    if depth > _DEEPEST:
+        raise UserError(f"{where:.60}...: nested more than {_DEEPEST} deep, or it contains itself")
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise UserError(f"{where}: key {key!r} must be a string, not {_kind(key)}")
-            check_json(item, f"{where}.{key}")
+            check_json(item, f"{where}.{key}", depth + 1)
     elif _is_list(value):
         for i, item in enumerate(value):
-            check_json(item, f"{where}[{i}]")
+            check_json(item, f"{where}[{i}]", depth + 1)
     elif value is not None and not isinstance(value, str | bool | int | float):
         raise UserError(f"{where}: {_kind(value)} is not a JSON value")
 

@@ -68,6 +68,50 @@ def test_a_drafter_changes_nothing(run, complaint, model_folder):
     assert "is no drafter" in complaint(*words, "--drafter", str(model_folder))
 
 
+def test_the_kind_of_the_cache(run, complaint, model, model_folder, tmp_path):
+    words = ("generate", str(model_folder), "Hello there", "--raw", "--max-new-tokens", "30")
+    (wanted,) = g4.Sampler(model, cache_dtype="int8").generate(["Hello there"], 30)
+    for more in ((), ("--drafter", "ngram")):
+        found = json.loads(run(*words, "--cache-dtype", "int8", *more, "--json").out)
+        assert found["tokens"] == wanted.tokens
+    assert "did you mean 'int8'" in complaint(*words, "--cache-dtype", "int4")
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text('{"prompt": "Hello there"}\n')
+    job = ["generate", str(model_folder), "--input", str(prompts), "--output", str(answers)]
+    job += ["--max-new-tokens", "30", "--max-slots", "1", "--max-tokens", "256"]
+    assert run(*job, "--cache-dtype", "int8").code == 0
+    assert json.loads(answers.read_text())["text"] == wanted.text
+    assert "cache_dtype 'int8', not 'float8'" in run(*job, "--cache-dtype", "float8").err
+
+
+def test_an_answer_begins_with_what_it_must(run, complaint, sampler, model_folder):
+    words = ("generate", str(model_folder), "Hello there", *SHORT)
+    result = run(*words, "--prefix", "Sure")
+    message = [{"role": "user", "content": "Hello there"}]
+    (wanted,) = sampler.generate([message], max_new_tokens=6, prefix="Sure")
+    assert result.out == content(wanted.text) and result.out.startswith("Sure")
+    assert "max_new_tokens is 6" in complaint(*words, "--prefix", "Sure" * 9)
+
+
+def test_memory_is_given_out_in_pages(complaint, model_folder, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    job = ("--input", str(prompts), "--output", str(tmp_path / "answers.jsonl"))
+    line = complaint("generate", str(model_folder), *job, "--max-tokens", "100")
+    assert (
+        "max_tokens 100 is less than one page of 128 positions" in line and "at least 128" in line
+    )
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_standard_input_that_is_no_text(model_folder, monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 au lait\n"), "utf-8"))
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([command, str(model_folder), *["-"][: command == "generate"]])
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith("error: standard input is not UTF-8: ")
+
+
 def test_the_prompt_from_standard_input(run, model_folder):
     given = run("generate", str(model_folder), "Hello there", *SHORT)
     read = run("generate", str(model_folder), "-", *SHORT, stdin="Hello there")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import dpo, hardware, rlaif, sft
+from configs import dpo, evals, hardware, rlaif, sft
 from configs.schema import AnyConfig, DPOConfig, SFTConfig, render, require
 from configs.verifiable import RLAIFConfig
 
@@ -35,6 +35,7 @@ def changes(config: AnyConfig) -> str:
 def golden() -> dict[str, str]:
     """Texts by name of their file."""
     plain = {name: render(RESOLVED[name]()) for name in RESOLVED.keys() - BY_HARDWARE}
+    plain |= {f"eval-{name}": render(preset()) for name, preset in evals.PRESETS.items()}
     for task in ("sft", "dpo"):
         names = [name for name in RESOLVED if name in BY_HARDWARE and name.startswith(task)]
         texts = [f"# {name}\n{changes(RESOLVED[name]())}" for name in names]

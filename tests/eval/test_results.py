@@ -6,8 +6,8 @@ import json
 import pytest
 
 from eval.judged import by_question, cells, join, read_folder
+from eval.numbers import read_json, write_json
 from eval.outputs import write_results
-from eval.results import read_json, write_json
 from eval.stats import clustered
 from eval.summarize import summarize, summarize_all
 from eval.task import Graded

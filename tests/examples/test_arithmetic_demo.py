@@ -76,7 +76,7 @@ def test_a_second_run_repeats_nothing(
     folder, stages = finished
     kept = {
         path: path.stat().st_mtime_ns
-        for pattern in ("answers/*", "*/checkpoints/*", "*/huggingface/*")
+        for pattern in ("eval/generations.jsonl", "*/checkpoints/*", "*/huggingface/*")
         for path in folder.glob(pattern)
     }
     assert len(kept) > 6

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 
-def their_logits(transformers: ModuleType, folder: Path, tokens: np.ndarray) -> np.ndarray:
-    """float32 logits of token ids [B, T]; fails if a tensor is missing, unexpected or of another shape."""
+def eager(transformers: ModuleType, folder: Path) -> Any:
+    """Their model in float32; fails if a tensor is missing, unexpected or of another shape."""
     import torch
 
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -17,5 +18,13 @@ def their_logits(transformers: ModuleType, folder: Path, tokens: np.ndarray) -> 
     for module in model.modules():  # its grouped kernel wants row lengths in multiples of 16 bytes
         if hasattr(getattr(module, "config", None), "_experts_implementation"):
             module.config._experts_implementation = "eager"
+    return model.eval()
+
+
+def their_logits(transformers: ModuleType, folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """float32 logits of token ids [B, T]."""
+    import torch
+
     with torch.no_grad():
-        return model.eval()(input_ids=torch.from_numpy(tokens).long()).logits.float().numpy()
+        ids = torch.from_numpy(tokens).long()
+        return eager(transformers, folder)(input_ids=ids).logits.float().numpy()

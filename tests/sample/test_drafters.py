@@ -16,7 +16,7 @@ from gemma4_jax.model.cache import init_cache
 from gemma4_jax.model.drafter import Drafter, DraftModel
 from gemma4_jax.model.transformer import init_params
 from gemma4_jax.presets import preset
-from gemma4_jax.sample import Sampler
+from gemma4_jax.sample import Sampler, constraints
 from gemma4_jax.sample.drafters import History, Lookup, ModelDrafter, open_drafter
 from gemma4_jax.sample.engine import Engine
 from tests.oracle.cases import load_case
@@ -173,6 +173,34 @@ def test_experts_and_a_repetitive_answer_in_few_steps():
     same_as_without(engine, [list(range(40, 47)) * 6], greedy(60))
     passes = len(drafter.rounds)  # each is a pass of the target, with drafts or without
     assert passes <= 30, passes
+
+
+@pytest.mark.parametrize("kind", ["lookup", "model"])
+def test_drafts_of_rows_whose_output_is_constrained(model, kind):
+    """In company, sampled too: the same tokens, and what a grammar allows is drafted."""
+    pytest.importorskip("llguidance")
+    inner = Lookup(LENGTHS) if kind == "lookup" else ModelDrafter(fresh_drafter(model), LENGTHS)
+    engine = Engine(model, drafter=(drafter := Counted(inner)), **SIZES | dict(max_slots=4))
+    encode = model.tokenizer.encode
+    pears = constraints.regex("(17 pears, ){5}3 apples")
+    cases = [
+        (encode("17 pears, 17 pears, "), dict(constraint=pears)),
+        (encode("3 apples and 17 pears"), dict(constraint=constraints.regex("[a-z ,0-9]{9,30}"))),
+        (encode("3 apples"), dict(constraint=pears, prefix="17 p", temperature=1.0, seed=[5])),
+        (encode("3 apples, 3 apples, "), dict(thinking_budget=3, ignore_eos=True)),
+    ]
+    options = dict(max_new_tokens=70)
+    streams = [engine.submit(prompt, **options, **more) for prompt, more in cases]
+    for stream, (prompt, more) in zip(streams, cases, strict=True):
+        (wanted,) = Sampler(model).generate([prompt], **options, **more)
+        found = stream.result()
+        assert (found.tokens, found.text) == (wanted.tokens, wanted.text)
+        np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=1e-4)
+    assert engine.idle and engine.pages.in_use == 0
+    if kind == "lookup":
+        drafter.rounds.clear()
+        again = engine.submit(*cases[0][:1], **options, **cases[0][1]).result()
+        assert len(drafter.rounds) < 0.6 * len(again.tokens)
 
 
 def test_every_rounds_drafts_are_those_over_fresh_keys():

@@ -18,6 +18,7 @@ from gemma4_jax.presets import preset
 from gemma4_jax.sample import Sampler, engine_programs
 from gemma4_jax.sample.engine import Engine
 
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 SIZES = dict(max_slots=4, max_tokens=1024, page_size=8, prefill_tokens=64, steps=4, snapshots=6)
 
 
@@ -82,8 +83,8 @@ def test_too_little_memory_interrupts_and_changes_nothing(model):
     ]
     tight = Engine(model, **SIZES | dict(max_tokens=136))
     interrupted = []
-    real = tight._interrupt
-    tight._interrupt = lambda task: (interrupted.append(task.number), real(task))
+    real = tight._scheduler._interrupt
+    tight._scheduler._interrupt = lambda task: (interrupted.append(task.number), real(task))
     streams = [tight.submit(prompt, **options) for prompt, options in cases]
     for stream, wanted in zip(streams, alone(model, cases), strict=True):
         same(stream.result(), wanted)
@@ -217,11 +218,55 @@ def test_bad_requests_are_refused_and_others_go_on(model, engine):
         (dict(prompt=[3], stop_ids=list(range(17))), "16"),
         (dict(prompt=[3], stop=["x"] * 10_000), "stop"),
         (dict(prompt=[3], top_p=0), "top_p"),
+        (dict(prompt=b"caf\xe9"), "not bytes"),
+        (dict(prompt=[3], tools=TOOLS, tool_choice="wether"), "did you mean 'weather'"),
+        (dict(prompt=[3], tool_choice="required"), "needs tools"),
     ]
     for options, says in bad:
         with pytest.raises(UserError, match=says) as error:
             engine.submit(**options)
         assert "\n" not in str(error.value)
+    # What is no character at all stands for one, as in any decoder.
+    odd = engine.submit("caf\udce9", max_new_tokens=2)
+    assert odd.prompt == tuple(model.tokenizer.encode("<bos>caf\ufffd"))
+    assert odd.result().tokens
+    assert len(stream.result().tokens) == 20
+
+
+def test_schemas_without_an_end_are_refused_and_others_go_on(model, engine):
+    pytest.importorskip("llguidance")
+    from gemma4_jax.sample import constraints
+
+    stream = engine.submit([4, 5, 6], max_new_tokens=20, ignore_eos=True)
+    next(stream)
+    node = {
+        "type": "object",
+        "properties": {"next": {"$ref": "#/$defs/node"}},
+        "required": ["next"],
+    }
+    endless = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    itself: dict = {"type": "object", "properties": {}}
+    itself["properties"]["a"] = itself
+    deep: dict = {"type": "string"}
+    for _ in range(100_000):
+        deep = {"type": "array", "items": deep}
+    for schema, says in [
+        (endless, "always contains itself"),
+        (itself, "Circular reference"),
+        (deep, "too deeply"),
+        ('{"items": ' * 100_000, "too deeply"),
+        ({"enum": [object()]}, "not JSON"),
+    ]:
+        with pytest.raises(UserError, match=says) as error:
+            engine.submit([7], constraint=constraints.json_schema(schema), max_new_tokens=4)
+        assert "\n" not in str(error.value)
+    parameters = {"name": "f", "parameters": itself}
+    with pytest.raises(UserError, match="contains itself"):
+        engine.submit([7], tools=[{"type": "function", "function": parameters}], tool_choice="f")
+    # A cycle that can end is a schema like others.
+    optional = endless | {"$defs": {"node": node | {"required": []}}}
+    fine = engine.submit([7], constraint=constraints.json_schema(optional), max_new_tokens=4)
+    assert fine.result().text.startswith("{")
     assert len(stream.result().tokens) == 20
 
 
@@ -229,6 +274,7 @@ def test_bad_engines_are_refused(model):
     for options, says in [
         (dict(max_slots=3), "power of two"),
         (dict(max_tokens=0), "max_tokens"),
+        (dict(max_tokens=7), "max_tokens 7 is less than one page of 8 .* to at least 8"),
         (dict(max_context=10**6), "max_context"),
     ]:
         with pytest.raises(UserError, match=says):

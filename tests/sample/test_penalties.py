@@ -76,7 +76,7 @@ def test_decoding_counts_what_it_says(model):
     next(company)
     assert engine.submit(PROMPT, **options).result().tokens == want
     assert company.result().tokens == plain.tokens
-    assert not engine._device.penalised  # gone with who asked for them
+    assert not engine._scheduler._device.penalised  # gone with who asked for them
 
 
 def test_the_likeliest_are_told(model):

@@ -103,6 +103,7 @@ def test_prompts():
         ("$$\n\\boxed{70}\n$$", "70", "70"),
         # The last box; the two are not merged.
         ("first \\boxed{12} then \\boxed{70}", "70", "70"),
+        ("\\boxed{\\boxed{70}}", "70", "70"),
         ("\\boxed{60^\\circ}", "60", "60"),
         ("\\boxed{1,000}", "1000", "1000"),
         ("\\boxed{3.0}", "3", "3"),

@@ -77,6 +77,16 @@ def test_prompt_and_score_see_the_same_order(protocol, tmp_path):
         assert letters == set("ABCD")
 
 
+def test_votes_are_for_choices_not_for_letters(tmp_path):
+    (item, _) = TASK.load(_write(tmp_path / "mine.csv"))
+    for sample in range(12):
+        right = gpqa_diamond.right_letter(item, sample)
+        for letter in "ABCD":
+            verdict = TASK.score(item, Answer(text=f"Answer: {letter}", sample=sample))
+            assert (verdict.details["vote"] == 0) == (letter == right)
+    assert "vote" not in TASK.score(item, Answer(text="Who knows.")).details
+
+
 def test_the_reference_prompt(tmp_path):
     item = TASK.load(_write(tmp_path / "mine.csv"))[1]
     a, b, c, d = order(item, 3)

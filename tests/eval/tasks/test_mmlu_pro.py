@@ -113,6 +113,46 @@ def test_the_protocols_differ(text, thinking, reference, folder):
     assert TASK.score(item, Answer(text=text, protocol="reference")).score == reference
 
 
+def _item(tmp_path, options):
+    _parquet(tmp_path / "test.parquet", [_row(1, options=options)])
+    (item,) = TASK.load(tmp_path / "test.parquet")
+    return item
+
+
+def test_further_samples_shuffle_the_choices(tmp_path):
+    item = _item(tmp_path, ("one", "two", "three", "four", "five"))
+    letters = []
+    for sample in range(12):
+        (message,) = TASK.prompt(item, sample, "thinking")
+        (line,) = (x for x in message["content"].splitlines() if x.endswith(") two"))
+        letters.append(line[0])
+        for letter in "ABCDE":
+            verdict = TASK.score(item, Answer(text=f"Answer: {letter}", sample=sample))
+            assert verdict.score == float(letter == line[0])
+            assert (verdict.details["vote"] == 1) == (letter == line[0])
+    assert letters[0] == "B" and len(set(letters)) > 2
+    (first, other) = (TASK.prompt(item, sample, "thinking") for sample in (3, 3))
+    assert first == other
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "None of the above",
+        "Both A and C",
+        "all of these",
+        "I, II and III",
+        "II only",
+        "B, D",
+        "neither",
+    ],
+)
+def test_choices_that_speak_of_others_stay_where_they_are(option, tmp_path):
+    item = _item(tmp_path, ("one", "two", "three", option))
+    first = TASK.prompt(item, 0, "thinking")
+    assert all(TASK.prompt(item, sample, "thinking") == first for sample in range(1, 9))
+
+
 def test_a_guess_is_no_answer(folder):
     item = TASK.load(folder)[0]
     verdict = TASK.score(item, Answer(text="", protocol="reference"))
