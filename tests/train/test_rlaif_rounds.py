@@ -22,9 +22,11 @@ from gemma4_jax.data.encode import dpo_encoder
 from gemma4_jax.errors import UserError
 from gemma4_jax.verify.judgement import Judgement
 from train import dpo
-from train.verifiable import answers, files, prompts, rounds, verdicts
+from train.verifiable import answers, files, gather, prompts, rounds, verdicts
 
 from .conftest import write_rows
+
+dpo_run = dpo.run
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
@@ -33,19 +35,10 @@ class Killed(BaseException):
     """As SIGKILL would: nothing catches it."""
 
 
-@pytest.fixture(scope="module")
-def rows():
-    def row(i: int) -> dict[str, Any]:
-        return {"id": f"p{i}", "prompt": f"what is {WORDS[i]}", "verifier": {"kind": "even"}}
-
-    return [row(i) for i in range(10)]
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch):
-    """Verifiers of lengths, and a DPO that takes no time."""
-    monkeypatch.setattr(verdicts.Verifiers, "of", lambda self, row: even)
-    monkeypatch.setattr(dpo, "run", nudge)
+ROWS = [
+    {"id": f"p{i}", "prompt": f"what is {WORDS[i]}", "verifier": {"kind": "even"}}
+    for i in range(10)
+]
 
 
 def even(text: str, prompt: str) -> Judgement:
@@ -63,20 +56,29 @@ def nudge(config) -> int:
     return 0
 
 
-@pytest.fixture
-def config(tmp_path, rows, model_folder) -> RLAIFConfig:
-    write_rows(tmp_path / "prompts.jsonl", rows[:4])
-    write_rows(tmp_path / "held.jsonl", rows[6:])
+@pytest.fixture(scope="module", autouse=True)
+def cheap():
+    """Verifiers of lengths, and a DPO that takes no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts.Verifiers, "of", lambda self, row: even)
+        patch.setattr(dpo, "run", nudge)
+        yield
+
+
+def configured(place: Path, model: Path) -> RLAIFConfig:
+    """Two rounds of two prompts each in the empty folder `place`."""
+    write_rows(place / "prompts.jsonl", ROWS[:4])
+    write_rows(place / "held.jsonl", ROWS[6:])
     return RLAIFConfig(
-        model=ModelSource(path=str(model_folder)),
+        model=ModelSource(path=str(model)),
         mesh=MeshConfig(fsdp=1),
         data=DataConfig(
-            path=str(tmp_path / "prompts.jsonl"),
-            validation=(str(tmp_path / "held.jsonl"),),
+            path=str(place / "prompts.jsonl"),
+            validation=(str(place / "held.jsonl"),),
             max_length=160,
         ),
         batch=BatchConfig(rows=2),
-        run=RunConfig(workdir=str(tmp_path / "run"), steps=2, log_every=1, samples=0),
+        run=RunConfig(workdir=str(place / "run"), steps=2, log_every=1, samples=0),
         # Nothing filtered: among random scores a stop id is seldom one of the likeliest.
         sampling=SamplingConfig(
             samples=10, top_k=0, top_p=1.0, max_new_tokens=32, max_slots=16, max_tokens=4096
@@ -84,6 +86,19 @@ def config(tmp_path, rows, model_folder) -> RLAIFConfig:
         pairs=PairsConfig(length_ratio=64.0),
         rounds=RoundsConfig(count=2, prompts=2),
     )
+
+
+@pytest.fixture
+def config(tmp_path, model_folder) -> RLAIFConfig:
+    return configured(tmp_path, model_folder)
+
+
+@pytest.fixture(scope="module")
+def finished(cheap, tmp_path_factory, model_folder) -> RLAIFConfig:
+    """A run that nobody disturbed."""
+    config = configured(tmp_path_factory.mktemp("finished"), model_folder)
+    assert rounds.run(config) == 0
+    return config
 
 
 def folder(config) -> Path:
@@ -97,35 +112,18 @@ def lines(file: Path) -> list[dict[str, Any]]:
 def outcome(config) -> dict[str, Any]:
     """Everything that a run found out."""
     found: dict[str, Any] = {}
-    for file in sorted(folder(config).glob("round_*/*")):
+    for file in sorted(folder(config).glob("round_*/*.json*")):
         name = str(file.relative_to(folder(config)))
-        if file.name.split(".")[-2] in ("samples", "verdicts", "answers", "reference"):
-            found[name] = lines(file)
-        elif file.name in ("pairs.json", "pairs.jsonl", "evaluation.json"):
+        if file.suffix == ".jsonl" and file.name != "pairs.jsonl":
+            found[name] = lines(file)  # they are in the order in which they ended
+        else:
             found[name] = file.read_text()
     found["report"] = (folder(config) / "report.md").read_text()
     return found
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict[str, Any]:
-    """What an undisturbed run found out, for the tests that kill one."""
-    return {}
-
-
-@pytest.fixture
-def undisturbed(config, kept):
-    config = replace(config, rounds=replace(config.rounds, count=1))
-    if not kept:
-        assert rounds.run(config) == 0
-        kept.update(outcome(config))
-        config = replace(config, run=replace(config.run, workdir=config.run.workdir + "-2"))
-    return config, kept
-
-
-def test_a_run_leaves_what_it_promised(config):
-    assert rounds.run(config) == 0
-    here = folder(config)
+def test_a_run_leaves_what_it_promised(finished):
+    here = folder(finished)
     for number in (1, 2):
         said = lines(here / f"round_{number}" / "samples.jsonl")
         assert len(said) == 20 and len({row["seed"] for row in said}) == 20
@@ -146,9 +144,8 @@ def test_a_run_leaves_what_it_promised(config):
     assert "| 1 -> 2 |" in (here / "report.md").read_text()
 
 
-def test_pairs_say_where_they_came_from_and_hold_what_was_written(config, tokenizer):
-    assert rounds.run(replace(config, rounds=RoundsConfig(count=1))) == 0
-    here = folder(config) / "round_1"
+def test_pairs_say_where_they_came_from_and_hold_what_was_written(finished, tokenizer):
+    here = folder(finished) / "round_1"
     said = {(row["prompt"], row["sample"]): row for row in lines(here / "samples.jsonl")}
     pairs = [json.loads(line) for line in (here / "pairs.jsonl").open()]
     assert pairs
@@ -167,84 +164,86 @@ def test_pairs_say_where_they_came_from_and_hold_what_was_written(config, tokeni
         # What DPO learns from is the prompt that the engine read, and both answers to their last token.
         (chosen, rejected) = dpo_encoder(tokenizer, "small")(pair).examples[0]
         for sequence, side in ((chosen, "chosen"), (rejected, "rejected")):
-            learnt = [t for t, k in zip(sequence.tokens, sequence.loss_mask, strict=True) if k]
+            learnt = [int(t) for t, k in zip(sequence.tokens, sequence.loss_mask, strict=True) if k]
             assert tokenizer.decode(learnt) == pair[side]
             assert learnt[-1] in tokenizer.stop_ids
 
 
-@pytest.mark.parametrize("which", ["samples", "verdicts", "answers", "reference"])
-def test_a_run_killed_between_two_lines_goes_on_after_the_last(undisturbed, monkeypatch, which):
-    config, whole = undisturbed
-    put, left = files.Lines.put, 5 if which == "samples" else 2
+#: Where a run of one round is killed, in order: between lines of a file, before a file, around DPO.
+LINES = {"samples": 5, "verdicts": 2}
+FILES = ("write_json", "write_rows")
+DPO = ("before dpo", "after dpo")
+MEASURED = {"held.answers": 2, "held.verdicts": 2, "held.reference": 2}
+
+
+def kill(config, monkeypatch, place: str, target: Any, name: str, replacement: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, replacement)
+        with pytest.raises(Killed):
+            rounds.run(config)
+            pytest.fail(f"{place}: it was not killed")
+
+
+def kill_between_lines(config, monkeypatch, which: str, left: int) -> tuple[Path, str]:
+    """The file, and what was in it; a torn line follows."""
+    put = files.Lines.put
 
     def until(lines, row):
         nonlocal left
-        if which in lines.path.name and "round_1" in str(lines.path):
+        if lines.path.name == f"{which}.jsonl" and lines.path.parent.name == "round_1":
             if not left:
                 raise Killed
             left -= 1
         put(lines, row)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(files.Lines, "put", until)
-        with pytest.raises(Killed):
-            rounds.run(config)
-    (file,) = folder(config).glob(f"round_1/*{which}.jsonl")
+    kill(config, monkeypatch, which, files.Lines, "put", until)
+    file = folder(config) / "round_1" / f"{which}.jsonl"
     begun = file.read_text()
     with file.open("a") as torn:
         torn.write('{"prompt": "p0", "sa')
-    assert rounds.run(config) == 0
-    assert file.read_text().startswith(begun)
-    assert outcome(config) == whole
+    return file, begun
 
 
-@pytest.mark.parametrize("where", ["write_rows", "write_json", "before dpo", "after dpo"])
-def test_a_run_killed_between_two_stages_goes_on(undisturbed, monkeypatch, where):
-    config, whole = undisturbed
-    with monkeypatch.context() as patch:
-        if where.endswith("dpo"):
+def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(finished, config, monkeypatch):
+    def stop(*_: object) -> None:
+        raise Killed
 
-            def learn(given):
-                if where == "after dpo":
-                    nudge(given)
-                raise Killed
+    def learn_and_stop(given) -> None:
+        nudge(given)
+        raise Killed
 
-            patch.setattr(dpo, "run", learn)
-        else:
-
-            def kill(file, value):
-                raise Killed
-
-            patch.setattr(f"train.verifiable.gather.{where}", kill)
-        with pytest.raises(Killed):
-            rounds.run(config)
-    assert rounds.run(config) == 0
-    assert outcome(config) == whole
-
-
-def test_a_finished_run_does_nothing_again_and_goes_on_with_more_rounds(config, monkeypatch):
     one = replace(config, rounds=replace(config.rounds, count=1))
+    begun = [kill_between_lines(one, monkeypatch, *each) for each in LINES.items()]
+    for name in FILES:
+        kill(one, monkeypatch, name, gather, name, stop)
+    for place, learn in zip(DPO, (stop, learn_and_stop), strict=True):
+        kill(one, monkeypatch, place, dpo, "run", learn)
+    begun += [kill_between_lines(one, monkeypatch, *each) for each in MEASURED.items()]
     assert rounds.run(one) == 0
-    before = outcome(config)
+    for file, text in begun:
+        assert file.read_text().startswith(text)
+    whole, found = outcome(finished), outcome(one)
+    assert found.keys() - {"report"} == {n for n in whole if n.startswith(("round_0", "round_1"))}
+    assert {n: v for n, v in found.items() if n != "report" and v != whole[n]} == {}
+    # It goes on with more rounds, which are those of a run that had them from the beginning.
+    assert rounds.run(config) == 0
+    assert outcome(config) == whole
+
+
+def test_a_finished_run_does_nothing_again(finished, monkeypatch):
+    before = outcome(finished)
 
     def never(*_: object, **__: object):
         raise AssertionError("this was done before")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(answers, "collect", never)
-        patch.setattr(dpo, "run", never)
-        patch.setattr(checkpoint, "load", never)
-        assert rounds.run(one) == 0
-    assert outcome(config) == before
-    assert rounds.run(config) == 0
-    after = outcome(config)
-    assert {name: after[name] for name in before if name != "report"} == {
-        name: found for name, found in before.items() if name != "report"
-    }
-    assert "round_2/evaluation.json" in after
+    monkeypatch.setattr(answers, "collect", never)
+    monkeypatch.setattr(dpo, "run", never)
+    monkeypatch.setattr(checkpoint, "load", never)
+    assert rounds.run(finished) == 0
+    assert outcome(finished) == before
 
 
-def test_another_configuration_or_other_prompts_are_refused(config, rows):
+def test_another_configuration_or_other_prompts_are_refused(config):
     files.write_json(folder(config) / "rlaif.json", {})
     with pytest.raises(UserError, match=r"was started otherwise: .*seed was None"):
         rounds.run(config)
@@ -259,11 +258,11 @@ def test_another_configuration_or_other_prompts_are_refused(config, rows):
         rounds._open(folder(config), hotter, *read(config), "model")
     with pytest.raises(UserError, match="the model was 'model', is 'another'"):
         rounds._open(folder(config), config, *read(config), "another")
-    write_rows(Path(config.data.path), rows[:3])
+    write_rows(Path(config.data.path), ROWS[:3])
     with pytest.raises(UserError, match="the prompts was"):
         rounds._open(folder(config), config, *read(config), "model")
     more = replace(config, rounds=replace(config.rounds, count=9))
-    write_rows(Path(config.data.path), rows[:4])
+    write_rows(Path(config.data.path), ROWS[:4])
     rounds._open(folder(config), more, *read(config), "model")
 
 
@@ -276,6 +275,11 @@ def read(config):
 def test_a_policy_that_is_always_right_ends_the_rounds(config, monkeypatch, capsys):
     right = Judgement(score=1.0)
     monkeypatch.setattr(verdicts.Verifiers, "of", lambda self, row: lambda text, prompt: right)
+    config = replace(
+        config,
+        data=replace(config.data, validation=()),
+        sampling=replace(config.sampling, samples=2),
+    )
     assert rounds.run(config) == 0
     assert "round 1: no pairs" in capsys.readouterr().out
     assert not (folder(config) / "round_2").exists()
@@ -295,10 +299,8 @@ def test_rounds_need_a_model_and_files_of_different_names(config, tmp_path):
 @pytest.mark.slow
 def test_rounds_with_dpo_itself_stop_at_a_signal_and_go_on(config, monkeypatch):
     """Its second round is pulled towards the start, not towards the policy of the first."""
-    monkeypatch.undo()
-    monkeypatch.setattr(verdicts.Verifiers, "of", lambda self, row: even)
     config = replace(config, rounds=replace(config.rounds, reference="start"))
-    train, codes = dpo.run, [143]
+    train, codes = dpo_run, [143]
     seen = []
 
     def learn(given):
