@@ -3,7 +3,7 @@
     whiskers(rows)     one line a score: a dot, its interval, and a mark where someone else's stands
     curves(lines)      scores against a number such as a checkpoint's step
 
-Not here: pages (gemma4_jax/pages.py), numbers (numbers.py). The same numbers make the same bytes.
+Not here: pages (gemma4_jax/pages.py), numbers (results.py). The same numbers make the same bytes.
 """
 
 from collections.abc import Mapping, Sequence

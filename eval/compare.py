@@ -17,8 +17,8 @@ from pathlib import Path
 from eval.browser import browser
 from eval.charts import Row, percent, whiskers
 from eval.judged import Judged, by_question, read_folder
-from eval.numbers import Results, key_of, read_json
 from eval.report import mean_score, model_name, points, write_text
+from eval.results import Results, key_of, read_json
 from eval.stats import Comparison, bootstrap_difference, clustered, compare, compare_means
 from gemma4_jax import pages
 from gemma4_jax.errors import UserError, report_user_errors

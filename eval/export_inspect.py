@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.judged import Judged, by_question, cells, read_folder
-from eval.numbers import Results, key_of, read_json
 from eval.report import model_name
+from eval.results import Results, key_of, read_json
 from gemma4_jax.errors import UserError, report_user_errors
 
 if TYPE_CHECKING:

@@ -1,17 +1,17 @@
 """What was generated and what was said of it, joined: one record a sample, grouped into rows of results.
 
-Not here: how either came about, numbers (numbers.py).
+Not here: how either came about, numbers (results.py).
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval import store, verdicts
 from eval.store import Generation
-from gemma4_jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,59 +42,30 @@ class CellKey(NamedTuple):
     settings: str
 
 
-def join(
-    generations: Iterable[Generation], verdicts: Iterable[Mapping[str, Any]]
-) -> tuple[list[Judged], int]:
-    """Generations that have a verdict, and how many have none. verdicts: rows of the file, by `key`.
-
-    Of two verdicts on one generation the later counts: scoring again adds lines.
+def read_folder(folder: Path) -> tuple[list[Judged], int]:
+    """Judged samples of a run's folder (generations.jsonl, verdicts/TASK.jsonl), and how many have no
+    verdict. Raises UserError for lines that are damaged.
     """
-    by_key = {row["key"]: row for row in verdicts}
+    by_key = {}
+    for file in sorted((folder / "verdicts").glob("*.jsonl")):
+        by_key.update(verdicts.read(file))
     joined, without = [], 0
-    for generation in generations:
-        row = by_key.get(generation.key)
-        if row is None:
+    for generation in store.read(folder / "generations.jsonl"):
+        found = by_key.get(generation.key)
+        if found is None:
             without += 1
             continue
         joined.append(
             Judged(
                 generation=generation,
-                score=float(row["score"]),
-                extracted=row["extracted"],
-                note=row.get("note", ""),
-                details=row.get("details", {}),
-                category=row.get("category", ""),
+                score=found.score,
+                extracted=found.extracted,
+                note=found.note,
+                details=found.details,
+                category=found.category,
             )
         )
     return joined, without
-
-
-def read_folder(folder: Path) -> tuple[list[Judged], int]:
-    """Judged samples of a run's folder (generations.jsonl, verdicts/TASK.jsonl), and how many have no
-    verdict.
-    """
-    verdicts: list[dict[str, Any]] = []
-    for file in sorted((folder / "verdicts").glob("*.jsonl")):
-        verdicts += _rows(file)
-    names = [f.name for f in fields(Generation)]
-    try:
-        rows = _rows(folder / "generations.jsonl")
-        return join((Generation(**{name: row[name] for name in names}) for row in rows), verdicts)
-    except KeyError as error:
-        raise UserError(f"{folder}: a line has no {error}; score the run again") from None
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """Objects of a JSONL file; a last line that a kill has torn is left out."""
-    try:
-        text = file.read_bytes().decode("utf-8", "surrogatepass")
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    lines = text.split("\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{file} has a line that is no JSON: {error}") from None
 
 
 def cells(judged: Iterable[Judged]) -> dict[CellKey, list[Judged]]:

@@ -20,8 +20,8 @@ from typing import Any
 
 from eval.browser import prompt_text
 from eval.judged import CellKey, Judged, by_question, cells
-from eval.numbers import Results, key_of
 from eval.report import mean_score, model_name, write_text
+from eval.results import Results, key_of
 from eval.summarize import Source
 
 _FILTER = "none"

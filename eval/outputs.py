@@ -1,6 +1,6 @@
 """All that a scored run leaves beside its generations and verdicts.
 
-results.json    every number (numbers.py)
+results.json    every number (results.py)
 report.html     the same for people, with every sample (report.py)
 lm_eval/        the same in lm-evaluation-harness's layout (lm_eval_files.py)
 
@@ -19,8 +19,8 @@ from typing import Any
 from eval.asks import digest
 from eval.judged import CellKey, Judged, read_folder
 from eval.lm_eval_files import write_lm_eval
-from eval.numbers import Results, write_json
 from eval.report import report, write_text
+from eval.results import Results, write_json
 from eval.summarize import Source, summarize_all
 from eval.task import Item, Protocol
 from gemma4_jax.errors import UserError

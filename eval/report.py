@@ -3,7 +3,7 @@
     python -m eval.report FOLDER      # writes report.html anew; needs results.json, no model, no data
 
 Where a folder has several checkpoints of a training, scores against their steps. Not here: numbers
-(numbers.py), the list of samples (browser.py), two runs side by side (compare.py).
+(results.py), the list of samples (browser.py), two runs side by side (compare.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from eval.browser import browser
 from eval.charts import Row, curves, percent, whiskers
 from eval.judged import Judged, by_question, cells, read_folder
-from eval.numbers import Lengths, Results, key_of, read_json
+from eval.results import Lengths, Results, key_of, read_json
 from eval.stats import Interval, compare_means
 from gemma4_jax import pages
 from gemma4_jax.errors import report_user_errors

@@ -13,9 +13,9 @@ from typing import Any
 from eval import store
 from eval.fingerprint import data_digest
 from eval.folder import RunFolder
-from eval.numbers import Results
 from eval.outputs import write_results
 from eval.report import model_name, table
+from eval.results import Results
 from eval.summarize import Source
 from eval.task import Item, Task
 from eval.tasks import tasks_with

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from eval.judged import CellKey, Judged, by_question, cells
-from eval.numbers import AtK, Category, Lengths, Results
 from eval.repeats import across_runs, majority_at_k, pass_at_k, powers_of_two
+from eval.results import AtK, Category, Lengths, Results
 from eval.stats import bootstrap, clustered, standard_error
 from eval.task import Graded, Item, Task, Verdict
 from gemma4_jax.errors import UserError

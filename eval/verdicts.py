@@ -31,7 +31,7 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Line:
     """A verdict as a line of its file; the fields of `task.Verdict`, and what it is of."""
 
     key: str
@@ -52,7 +52,7 @@ class Judged:
         )
 
 
-def judge(task: Task, item: Item, generation: Generation, sandbox: Sandbox | None) -> Judged:
+def judge(task: Task, item: Item, generation: Generation, sandbox: Sandbox | None) -> Line:
     """The verdict on one generation. One that ended inside its thought is wrong, whatever it thought."""
     if generation.unfinished_thought:
         verdict = Verdict(score=0.0, extracted=None, note="the thought did not end")
@@ -67,7 +67,7 @@ def judge(task: Task, item: Item, generation: Generation, sandbox: Sandbox | Non
                 sandbox=sandbox if task.runs_programs else None,
             ),
         )
-    return Judged(
+    return Line(
         key=generation.key,
         task=task.name,
         item=item.id,
@@ -80,14 +80,14 @@ def judge(task: Task, item: Item, generation: Generation, sandbox: Sandbox | Non
     )
 
 
-def read(file: Path) -> dict[str, Judged]:
+def read(file: Path) -> dict[str, Line]:
     """Verdicts by key. Lines that cannot be read are left out: they are judged again."""
-    found: dict[str, Judged] = {}
+    found: dict[str, Line] = {}
     if not file.is_file():
         return found
     for line in file.read_text("utf-8", "surrogatepass").split("\n"):
         try:
-            one = Judged(**json.loads(line))
+            one = Line(**json.loads(line))
         except (ValueError, TypeError):
             continue
         found[one.key] = one
@@ -116,7 +116,7 @@ class Judging:
         self._tasks = {task.name: task for task in tasks}
         self._items = {name: {item.id: item for item in found} for name, found in items.items()}
         self._sandbox = _tried(isolation) if any(t.runs_programs for t in tasks) else None
-        self.verdicts: dict[str, dict[str, Judged]] = {}  # by task, by key
+        self.verdicts: dict[str, dict[str, Line]] = {}  # by task, by key
         for task in tasks:
             before = {} if again else read(folder.verdicts(task.name))
             self.verdicts[task.name] = {k: v for k, v in before.items() if k in known}
@@ -149,7 +149,7 @@ class Judging:
                 if of == model
             }
 
-    def _count(self, generation: Generation, one: Judged) -> None:
+    def _count(self, generation: Generation, one: Line) -> None:
         n, total = self._sums.get((generation.task, generation.model), (0, 0.0))
         self._sums[generation.task, generation.model] = n + 1, total + one.score
 
@@ -204,6 +204,6 @@ def _tried(isolation: Isolation) -> Sandbox:
     return sandbox
 
 
-def _line(one: Judged) -> str:
+def _line(one: Line) -> str:
     row = {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
     return json.dumps(row, ensure_ascii=False) + "\n"

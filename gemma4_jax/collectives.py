@@ -88,6 +88,20 @@ def over_tokens(
     return mapped(*tokens, *whole)
 
 
+def over_rows(function: Callable[..., Any], *rows: Any) -> Any:
+    """function(*rows) on every device's own rows; a plain call where no mesh cuts them.
+
+    rows: pytrees of arrays [B, ...], the first of them an array; the result is one, too. Left to the compiler,
+    the best of each row of a cut array are looked for in all rows, gathered.
+    """
+    mesh = mesh_over(rows[0].shape)
+    if rows_over(mesh) == 1:
+        return function(*rows)
+    cut = batch_spec()
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False)
+    return mapped(*rows)
+
+
 def look_up(
     table: Array,
     names: Sequence[str | None],

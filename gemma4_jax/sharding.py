@@ -134,9 +134,9 @@ def read_sizes(text: str, devices: int) -> dict[str, int]:
     return {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
 
 
-def rows_over(mesh: AnyMesh) -> int:
-    """In how many parts a mesh cuts a batch."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+def rows_over(mesh: AnyMesh | None) -> int:
+    """In how many parts a mesh cuts a batch; 1 where there is none."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def spec(

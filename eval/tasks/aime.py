@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import fmean
 
 from eval.exact import exact_value
+from eval.published import of_gemma
 from eval.rows import Row, read_rows, unique_items
 from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
 from gemma4_jax.verify.answers import final_number
@@ -37,7 +38,6 @@ from gemma4_jax.verify.answers import final_number
 _PROBLEM = ("problem", "Problem", "question")
 _ANSWER = ("answer", "Answer")
 _ID = ("id", "ID", "problem_idx")
-_CARD = "Gemma 4 model card and technical report (arXiv 2607.02770v2, table 5), thinking, no tools"
 
 # What MathArena turns into boxes, and then into LaTeX, before it looks.
 _FRAMES = (
@@ -195,7 +195,7 @@ def _missing(row: Row, what: str, columns: Sequence[str]) -> Exception:
     return row.error(f"no {what}, in none of the columns {names} (columns here: {there})")
 
 
-def _task(year: int, published: Mapping[str, float]) -> Task:
+def _task(year: int, published: tuple[Published, ...] = ()) -> Task:
     loader: Callable[[Path], list[Item]] = partial(load, year=year)
     settings = Settings(max_tokens=65536, samples=16)
     return Task(
@@ -205,13 +205,11 @@ def _task(year: int, published: Mapping[str, float]) -> Task:
         prompt=prompt,
         score=score,
         settings={"thinking": settings, "reference": Settings(max_tokens=65536, samples=4)},
-        published=tuple(
-            Published(model=model, value=value, source=_CARD) for model, value in published.items()
-        ),
+        published=published,
         summary=summary,
     )
 
 
-AIME_2024 = _task(2024, {})
-AIME_2025 = _task(2025, {})
-AIME_2026 = _task(2026, {"31b": 89.2, "26b-a4b": 88.3, "12b": 77.5, "e4b": 42.5, "e2b": 37.5})
+AIME_2024 = _task(2024)
+AIME_2025 = _task(2025)
+AIME_2026 = _task(2026, of_gemma(89.2, 88.3, 77.5, 42.5, 37.5, note="no tools"))

@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.programs import Case, blocks, failed_case
+from eval.published import of_gemma
 from eval.rating import Contest, codeelo_rating, contest_from_api, maximum_likelihood
 from eval.rows import Row, read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
+from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
 from gemma4_jax.errors import UserError
 from gemma4_jax.verify.sandbox import Limits
 
@@ -295,14 +296,6 @@ def _limit(row: Row, *columns: tuple[str, int], default: float) -> float:
     return default
 
 
-_REPORT = (
-    "Gemma 4 Technical Report (arXiv 2607.02770v2), Table 5, Codeforces Elo; contests not stated"
-)
-PUBLISHED = tuple(
-    Published(model=model, value=value, source=_REPORT)
-    for model, value in (
-        ("31b", 2150.0), ("26b-a4b", 1718.0), ("12b", 1659.0), ("e4b", 940.0), ("e2b", 633.0),
-    )
-)  # fmt: skip
+PUBLISHED = of_gemma(2150.0, 1718.0, 1659.0, 940.0, 633.0, note="contests not stated")
 
 TASK = task()

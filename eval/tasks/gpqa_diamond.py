@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval import choices
+from eval.published import of_gemma
 from eval.rows import Row, read_rows, unique_items
 from eval.task import Answer, Item, Message, Protocol, Published, Settings, Task, Verdict
 
 _CHOICES = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-_CARD = "Gemma 4 model card and technical report (arXiv 2607.02770v2, table 5), thinking"
 # As inspect_evals 0.26.0 pins it (computed 2026-04-07).
 SHA256 = {
     "gpqa_diamond.csv": "41d1213cd7a4998605a26c2798500652572007161b3a92817ba46b35befcd305",
@@ -111,16 +111,7 @@ TASK = Task(
         ),
     },
     published=(
-        *(
-            Published(model=model, value=value, source=_CARD)
-            for model, value in {
-                "31b": 84.3,
-                "26b-a4b": 82.3,
-                "12b": 78.8,
-                "e4b": 58.6,
-                "e2b": 43.4,
-            }.items()
-        ),
+        *of_gemma(84.3, 82.3, 78.8, 58.6, 43.4),
         Published(
             model="31b",
             value=83.3,

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.instructions import check_arguments, follows, follows_loosely
+from eval.published import of_gemma
 from eval.rows import Row, read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
+from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
 from gemma4_jax.errors import UserError
 
 
@@ -104,9 +105,6 @@ def _list(row: Row, column: str) -> list[Any]:
     return value
 
 
-_REPORT = (
-    "Gemma 4 Technical Report (arXiv 2607.02770v2), Table 5, IFEval; which accuracy is not stated"
-)
 TASK = Task(
     name="ifeval",
     title="IFEval (prompts, strict)",
@@ -119,11 +117,6 @@ TASK = Task(
             max_tokens=1280, samples=1, thinking=False, temperature=0.0, top_p=None, top_k=None
         ),
     },
-    published=tuple(
-        Published(model=model, value=value, source=_REPORT)
-        for model, value in (
-            ("31b", 98.9), ("26b-a4b", 98.5), ("12b", 97.2), ("e4b", 96.7), ("e2b", 94.6),
-        )
-    ),
+    published=of_gemma(98.9, 98.5, 97.2, 96.7, 94.6, note="which accuracy is not stated"),
     summary=summary,
-)  # fmt: skip
+)

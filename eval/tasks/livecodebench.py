@@ -29,8 +29,9 @@ from typing import Any, Literal
 from eval.lcb_driver import PRELUDE
 from eval.lcb_official import official
 from eval.programs import Case, failed_case, last_block
+from eval.published import of_gemma
 from eval.rows import Row, read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
+from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
 from gemma4_jax.errors import UserError, unknown
 from gemma4_jax.verify.sandbox import Limits, Sandbox
 
@@ -305,14 +306,6 @@ def _files(release: str) -> str:
     return rf"^test[1-{release[1:]}]?\.(jsonl|parquet)"
 
 
-_REPORT = (
-    "Gemma 4 Technical Report (arXiv 2607.02770v2), Table 5, LiveCodeBench v6; window not stated"
-)
-PUBLISHED = tuple(
-    Published(model=model, value=value, source=_REPORT)
-    for model, value in (
-        ("31b", 80.0), ("26b-a4b", 77.1), ("12b", 72.0), ("e4b", 52.0), ("e2b", 44.0),
-    )
-)  # fmt: skip
+PUBLISHED = of_gemma(80.0, 77.1, 72.0, 52.0, 44.0, note="v6; window not stated")
 
 TASK = task()

@@ -29,12 +29,12 @@ from pathlib import Path
 from statistics import fmean
 
 from eval import choices
+from eval.published import of_gemma
 from eval.rows import Row, has_files, read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
+from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
 from gemma4_jax.errors import UserError
 
 _COLUMNS = ("question_id", "question", "options", "answer", "answer_index", "category")
-_CARD = "Gemma 4 model card and technical report (arXiv 2607.02770v2, table 5), thinking"
 _REFERENCE_LETTERS = "A-J"
 # A choice that speaks of others: by their place, or by their letters or numbers.
 _OF_OTHERS = re.compile(
@@ -186,15 +186,6 @@ TASK = Task(
             max_tokens=4000, samples=1, thinking=False, temperature=0.0, top_p=None, top_k=None
         ),
     },
-    published=tuple(
-        Published(model=model, value=value, source=_CARD)
-        for model, value in {
-            "31b": 85.2,
-            "26b-a4b": 82.6,
-            "12b": 77.2,
-            "e4b": 69.4,
-            "e2b": 60.0,
-        }.items()
-    ),
+    published=of_gemma(85.2, 82.6, 77.2, 69.4, 60.0),
     summary=summary,
 )

@@ -31,15 +31,15 @@ from pathlib import Path
 from statistics import fmean
 
 from eval import choices
+from eval.published import of_gemma
 from eval.rows import Row, read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
+from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
 
 LANGUAGES = (
     *("AR-XY", "BN-BD", "DE-DE", "ES-LA", "FR-FR", "HI-IN", "ID-ID", "IT-IT", "JA-JP", "KO-KR"),
     *("PT-BR", "SW-KE", "YO-NG", "ZH-CN"),
 )
 _COLUMNS = ("Question", "A", "B", "C", "D", "Answer", "Subject")
-_CARD = "Gemma 4 model card and technical report (arXiv 2607.02770v2, table 5), thinking"
 _LANGUAGE = re.compile(r"(?<![A-Za-z])([A-Z]{2})[-_]([A-Z]{2})(?![A-Za-z])")
 
 # The reference's words for "answer", each with the colons it allows: regular expressions, in its order.
@@ -190,15 +190,6 @@ TASK = Task(
             max_tokens=2048, samples=1, thinking=False, temperature=0.5, top_p=None, top_k=None
         ),
     },
-    published=tuple(
-        Published(model=model, value=value, source=_CARD)
-        for model, value in {
-            "31b": 88.4,
-            "26b-a4b": 86.3,
-            "12b": 83.4,
-            "e4b": 76.6,
-            "e2b": 67.4,
-        }.items()
-    ),
+    published=of_gemma(88.4, 86.3, 83.4, 76.6, 67.4),
     summary=summary,
 )

@@ -13,6 +13,7 @@ from gemma4_jax.sample.drafters import Drafter
 from gemma4_jax.sample.engine import Engine
 from gemma4_jax.sample.row import Completion
 from gemma4_jax.sample.stream import Stream
+from gemma4_jax.sharding import mesh_of, rows_over
 
 _PAGE = 128
 
@@ -52,10 +53,12 @@ class DraftedSampler:
         """One prompt's text as it comes; options as for `Sampler.stream`."""
         most = self.model.config.max_position
         size = capacity(min(len(prompt) + max_new_tokens, most), most)
+        # Where a mesh cuts rows, every part has one, and one of them is used.
+        parts = rows_over(mesh_of(self.model.params))
         engine = Engine(
             self.model,
-            max_slots=1,
-            max_tokens=size,
+            max_slots=parts,
+            max_tokens=parts * size,
             page_size=math.gcd(size, _PAGE),
             snapshots=1,
             drafter=self._drafter,

@@ -26,7 +26,7 @@ from gemma4_jax.sample.beams import beams_of
 from gemma4_jax.sample.buckets import power_of_two
 from gemma4_jax.sample.drafters import Drafter
 from gemma4_jax.sample.engine_device import STOP_IDS, Device
-from gemma4_jax.sample.paging import Pages
+from gemma4_jax.sample.paging import Pools
 from gemma4_jax.sample.prompts import Prompt, as_list
 from gemma4_jax.sample.requests import Options
 from gemma4_jax.sample.row import Completion, Row, rows_for
@@ -39,11 +39,6 @@ def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
     """The mesh of a model, if an engine can run over it."""
     if mesh is None:
         return None
-    if rows_over(mesh) > 1:
-        raise UserError(
-            f"an engine runs over tensor and seq, and this mesh cuts rows in {rows_over(mesh)} parts "
-            "(data, fsdp, expert); run an engine for each part, or use Sampler"
-        )
     if page_size % mesh.shape[TOKENS]:
         raise UserError(
             f"page_size {page_size} does not divide over {mesh.shape[TOKENS]} devices of seq"
@@ -54,13 +49,14 @@ def _usable(mesh: Mesh | None, page_size: int) -> Mesh | None:
 class Engine:
     """Runs many requests on one model.
 
-    Where the model's parameters lie over a mesh, so do its pages and rings: heads over `tensor`, the positions
-    of every page over `seq`.
+    Where the model's parameters lie over a mesh, so do its pages and rings: rows and their pages in equal parts
+    over `data`, `fsdp` and `expert`, heads over `tensor`, the positions of every page over `seq`.
 
     max_slots: most requests that decode together. max_tokens: positions that all of them may hold together in
-    full layers. max_context: most positions of one request, by default the model's, or max_tokens if that is
-    less. page_size: positions of a page. prefill_tokens: prompt tokens read between two dispatches. steps:
-    tokens a row gets in a dispatch. snapshots: ends of prefixes that can be gone on from.
+    full layers. max_context: most positions of one request, by default the model's, or a part's share of
+    max_tokens if that is less. page_size: positions of a page. prefill_tokens: prompt tokens that a part reads
+    between two dispatches. steps: tokens a row gets in a dispatch. snapshots: ends of prefixes that can be gone
+    on from.
     cache_compression, cache_dtype: as of `Sampler`. drafter: guesses what rows will choose, which changes
     their speed alone (`drafters.py`).
     """
@@ -91,37 +87,41 @@ class Engine:
         for name, value in sizes.items():
             if not isinstance(value, int) or value <= 0:
                 raise UserError(f"{name} must be a whole number above 0, got {value!r}")
-            if name in ("max_slots", "prefill_tokens") and value != power_of_two(value):
-                raise UserError(f"{name} must be a power of two, got {value}")
+        if prefill_tokens != power_of_two(prefill_tokens):
+            raise UserError(f"prefill_tokens must be a power of two, got {prefill_tokens}")
         if cache_compression not in COMPRESSIONS:
             raise unknown("cache compression", cache_compression, COMPRESSIONS)
         mesh = _usable(mesh_of(model.params), page_size)
+        parts = rows_over(mesh)
+        slots, pages = _shared_out(max_slots, parts), max_tokens // (parts * page_size)
         config = model.config
-        if max_tokens < page_size:
+        of_parts = f" for each of {parts} parts of rows" if parts > 1 else ""
+        if not pages:
             raise UserError(
-                f"max_tokens {max_tokens} is less than one page of {page_size} positions (page_size); memory "
-                f"is given out in pages: raise max_tokens to at least {page_size}"
+                f"max_tokens {max_tokens} is less than one page of {page_size} positions (page_size)"
+                f"{of_parts}; memory is given out in pages: raise max_tokens to at least {parts * page_size}"
             )
-        max_tokens -= max_tokens % page_size
-        largest = min(config.max_position, max_tokens)
+        largest = min(config.max_position, pages * page_size)
         self.max_context = largest if max_context is None else max_context
         if not 0 < self.max_context <= largest:
             raise UserError(
                 f"max_context must be from 1 to {largest} (the model's {config.max_position} positions, "
-                f"max_tokens {max_tokens}), got {max_context}"
+                f"max_tokens {pages * page_size}{of_parts}), got {max_context}"
             )
         if drafter is not None and drafter.reads_hidden and mesh is not None:
             raise UserError("a drafter's model runs on one device; over a mesh use ngram")
         self.model, self.max_slots = model, max_slots
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         steps = steps if drafter is None else 1
-        self.pages = Pages(max_tokens // page_size, page_size, snapshots)
+        snapshots = -(-snapshots // parts)
+        self.pages = Pools.of(parts, pages, page_size, snapshots)
         device = Device(
             model,
             mesh,
-            pages=(self.pages.count, page_size),
+            parts=parts,
+            pages=(pages, page_size),
             context=self.max_context,
-            max_slots=max_slots,
+            max_slots=slots,
             prefill_tokens=prefill_tokens,
             steps=steps,
             snapshots=snapshots,
@@ -133,7 +133,7 @@ class Engine:
             self.pages,
             mesh,
             vocab_size=config.vocab_size,
-            max_slots=max_slots,
+            max_slots=slots,
             ahead=max(steps, 0 if drafter is None else drafter.lengths[-1] + 1),
             drafter=drafter,
         )
@@ -181,8 +181,14 @@ class Engine:
         """The best `beams` texts that a search with so many beams finds, the best first (`beam_search.py`).
 
         options: of `submit`, those of sampling left out. The search runs in rows of its own while other
-        requests go on; its pages are taken before it begins.
+        requests go on; its pages are taken before it begins. Not over a mesh that cuts rows.
         """
+        parts = len(self.pages.parts)
+        if parts > 1:
+            raise UserError(
+                f"beam search keeps its rows together, and this mesh cuts rows in {parts} parts (data, fsdp, "
+                "expert); load the model over tensor and seq alone, or without a mesh"
+            )
         how = BeamOptions(beams=beams, length_penalty=length_penalty, early_stopping=early_stopping)
         asked = Options(**options)
         (row,) = rows_for(self.model, [prompt], asked)
@@ -246,3 +252,12 @@ class Engine:
         most 64, penalties, constraints and likeliest ids bring programs of their own.
         """
         self._scheduler.warm_up()
+
+
+def _shared_out(max_slots: int, parts: int) -> int:
+    """Most rows of each part; a power of two."""
+    each, rest = divmod(max_slots, parts)
+    if rest or not each or each != power_of_two(each):
+        of_parts = f" times {parts}, the parts in which the mesh cuts rows" if parts > 1 else ""
+        raise UserError(f"max_slots must be a power of two{of_parts}, got {max_slots}")
+    return each

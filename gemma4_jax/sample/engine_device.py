@@ -1,8 +1,9 @@
 """What an engine has on its device, and the calls that change it.
 
 Pages of full layers, rings of the rows that are read and of those that decode, snapshots of rings: all are
-donated to the calls that change them, so they live here and nowhere else. Arguments are of the host. Not here:
-who has which row and pages (`engine.py`), the functions themselves (`slots.py`, `speculation.py`).
+donated to the calls that change them, so they live here and nowhere else. Arguments are of the host. Where a
+mesh cuts rows, those of every call are of all its parts in order, as many of each. Not here: who has which row
+and pages (`scheduler.py`), the functions themselves (`slots.py`, `engine_memory.py`, `speculation.py`).
 
 Letters: r rows of a call, R rows that decode.
 """
@@ -63,8 +64,9 @@ class Read:
 class Device:
     """Memory and programs of an engine.
 
-    pages: how many, and positions of each. context: most positions of a row. steps: tokens of a row in a call.
-    layout: dtype and compression of keys and values.
+    parts: in how many the mesh cuts rows. pages: how many a part has, and positions of each. context: most
+    positions of a row. max_slots: most rows of a part. prefill_tokens: most prompt tokens of a part in a call.
+    steps: tokens of a row in a call. snapshots: of a part. layout: dtype and compression of keys and values.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Device:
         model: Model,
         mesh: Mesh | None,
         *,
+        parts: int,
         pages: tuple[int, int],
         context: int,
         max_slots: int,
@@ -81,7 +84,8 @@ class Device:
         layout: tuple[Any, Compression],
         drafter: Drafter | None,
     ) -> None:
-        self.sizes = programs.prefill_sizes(prefill_tokens, min(max_slots, programs.MOST_ROWS))
+        sizes = programs.prefill_sizes(prefill_tokens, min(max_slots, programs.MOST_ROWS))
+        self.parts, self.sizes = parts, [(parts * rows, tokens) for rows, tokens in sizes]
         self.places = max(rows for rows, _ in self.sizes)
         self._module, self._config, self._mesh = model.module, model.config, mesh
         self._params = jax.tree.map(jnp.asarray, model.params)
@@ -96,9 +100,9 @@ class Device:
             return programs.empty_rings(model.config, rows, context, pages[1], *layout, drafts)
 
         with over(mesh):
-            self._pool = programs.empty_pool(model.config, pages, *layout)
-            self._reading, self._saved = rings(self.places), rings(snapshots)
-            self._state = programs.empty_rows(rings(1), 1, hidden)
+            self._pool = programs.empty_pool(model.config, (parts * pages[0], pages[1]), *layout)
+            self._reading, self._saved = rings(self.places), rings(parts * snapshots)
+            self._state = programs.empty_rows(rings(parts), parts, hidden)
 
     # Prompts
 
@@ -119,21 +123,22 @@ class Device:
 
     def read(
         self,
-        rows: int,
         size: int,
         pages: Sequence[Sequence[int]],
-        places: Sequence[int],
+        places: Sequence[int | None],
         held: Sequence[int],
         parts: Sequence[Sequence[int]],
     ) -> Read:
-        """Append to each place its part of a prompt, behind the tokens it holds; rows, size: of `sizes`."""
-        tokens, count = np.zeros((rows, size), np.int32), np.zeros(rows, np.int32)
+        """Append to each place its part of a prompt, behind the tokens it holds; None: a row of padding.
+
+        There is a program for so many rows of `size` tokens (`sizes`).
+        """
+        tokens, count = np.zeros((len(places), size), np.int32), np.zeros(len(places), np.int32)
         # A place beyond the last is padding.
-        at, behind = np.full(rows, self.places, np.int32), np.zeros(rows, np.int32)
-        at[: len(places)], behind[: len(held)] = places, held
+        at = np.array([self.places if place is None else place for place in places], np.int32)
         for i, part in enumerate(parts):
             tokens[i, : len(part)], count[i] = part, len(part)
-        table = self._table(pages, rows)
+        table, behind = self._table(pages, len(places)), np.array(held, np.int32)
         self._pool, self._reading, stream, token = programs.prefill(
             self._module, self._params, self._pool, self._reading, table, at, behind, tokens, count
         )
@@ -144,8 +149,7 @@ class Device:
     ) -> tuple[Dispatch, jax.Array]:
         """The next token of every row of a chunk that has a request; and hidden states [r, D] behind them."""
         rows = len(read.places)
-        lengths, generated, limit = (np.zeros(rows, np.int32) for _ in range(3))
-        lengths[: len(held)] = held
+        lengths, (generated, limit) = np.array(held, np.int32), np.zeros((2, rows), np.int32)
         for i, request in enumerate(asked.requests):
             if request is not None:
                 generated[i], limit[i] = len(asked.outputs[i]), request.max_new_tokens
@@ -225,10 +229,12 @@ class Device:
         table = self._table(pages, self.rows)
         return Target(self._module, self._params, self._pool, self._state, table)
 
-    def resize(self, rows: int, source: Sequence[int]) -> None:
-        """`rows` rows, the first of which are those of `source`."""
-        padded = np.array([*source, *(0,) * (rows - len(source))], np.int32)
-        self._state = programs.resize(self._state, padded, np.arange(rows) < len(source))
+    def resize(self, source: Sequence[int | None]) -> None:
+        """As many rows as `source` has, which says what each was before, in the same part; None: new."""
+        rows = np.array([0 if row is None else row for row in source], np.int32)
+        self._state = programs.resize(
+            self._state, rows, np.array([row is not None for row in source])
+        )
 
     # Beams: rows of their own over the same pages, which whoever searches keeps
 
@@ -281,11 +287,12 @@ class Device:
     # Compiling everything, by running it on nothing
 
     def warm_up(self, most_rows: int) -> None:
-        """For 1, 2, 4, ... `most_rows` rows; ends with one."""
+        """For 1, 2, 4, ... rows of each part, up to `most_rows` in all; ends with one."""
         filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
         with over(self._mesh):
             for rows, size in self.sizes:
-                read = self.read(rows, size, [], [], [], [])
+                nobody = [()] * rows
+                read = self.read(size, nobody, [None] * rows, [0] * rows, nobody)
                 for each in filters:
                     nothing = programs.settings_of([None] * rows)
                     zeros = np.zeros(rows, np.int32)
@@ -296,14 +303,14 @@ class Device:
                     )  # fmt: skip
             self.recall(0, 0)
             self.save_read(0, 0)
-            rows = 1
+            rows = self.parts
             while rows <= most_rows:
-                self.resize(rows, range(min(rows, self.rows)))
+                self.resize([None] * rows)
                 for each in filters:
                     self._warm_rows(rows, each)
                 rows *= 2
-            while self.rows > 1:
-                self.resize(self.rows // 2, [])
+            while self.rows > self.parts:
+                self.resize([None] * (self.rows // 2))
 
     def _warm_rows(self, rows: int, filters: Filters) -> None:
         asked = Asked(

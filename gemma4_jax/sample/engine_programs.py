@@ -2,7 +2,7 @@
 
 Every shape comes from a short list (`prefill_sizes`, powers of two of rows), and which filters are in use is
 one of a few cases: after `Engine.warm_up` nothing is compiled again, whatever is asked. As in `programs.py`,
-`jax.jit` stands here; the functions are in `slots.py` and `speculation.py`.
+`jax.jit` stands here; the functions are in `slots.py`, `engine_memory.py` and `speculation.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_jax.sample import slots, speculation
+from gemma4_jax.sample import engine_memory, slots, speculation
 from gemma4_jax.sample.penalties import Penalties
 from gemma4_jax.sample.requests import MOST_TOP_LOGPROBS, Request
 from gemma4_jax.sample.sampling import CANDIDATES, Filters, Settings, row_keys
@@ -24,8 +24,8 @@ from gemma4_jax.sample.sampling import CANDIDATES, Filters, Settings, row_keys
 _SMALLEST_CHUNK = 32
 MOST_ROWS = 8
 
-empty_pool = jax.jit(slots.empty_pool, static_argnums=(0, 1, 2, 3))
-empty_rings = jax.jit(slots.empty_rings, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+empty_pool = jax.jit(engine_memory.empty_pool, static_argnums=(0, 1, 2, 3))
+empty_rings = jax.jit(engine_memory.empty_rings, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 empty_rows = jax.jit(slots.empty_rows, static_argnums=(1, 2), donate_argnums=0)
 prefill = jax.jit(slots.prefill, static_argnums=0, donate_argnums=(2, 3))
 first = jax.jit(slots.first, static_argnums=0, static_argnames="filters")
@@ -50,7 +50,7 @@ verify_rows = jax.jit(
 with_penalties = jax.jit(slots.with_penalties, static_argnums=1, donate_argnums=0)
 without_penalties = jax.jit(slots.without_penalties, donate_argnums=0)
 resize = jax.jit(slots.resize)
-load = jax.jit(slots.load, donate_argnums=0)
+load = jax.jit(engine_memory.load, donate_argnums=0)
 
 
 def prefill_sizes(most_tokens: int, most_rows: int) -> list[tuple[int, int]]:

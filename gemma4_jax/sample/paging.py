@@ -6,7 +6,8 @@ change: what a row can take over is the snapshot of a ring at the end of a full 
 reused up to the last page for which there are both.
 
 Pages and snapshots that no row reads stay until their memory is needed; those not used for longest go first.
-No tensors here: numbers of pages and snapshots only (`slots.py` has what they number).
+Where a mesh cuts rows, every part has its own pages and snapshots (`Pools`).
+No tensors here: numbers of pages and snapshots only (`engine_memory.py` has what they number).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Prefix:
 
 @dataclass
 class Pages:
-    """`count` pages of `size` positions, and `snapshots` places for rings.
+    """`count` pages of `size` positions, and `snapshots` places for rings, numbered from `first_snapshot`.
 
     Every page that `take` or `reuse` gives out is the caller's until `release`.
     """
@@ -49,6 +50,7 @@ class Pages:
     count: int
     size: int
     snapshots: int
+    first_snapshot: int = 0
     _readers: dict[int, int] = field(default_factory=dict)  # page: rows that read it
     _kept: OrderedDict[Name, _Kept] = field(default_factory=OrderedDict)  # least used first
     _names: dict[int, Name] = field(default_factory=dict)  # by page
@@ -59,7 +61,8 @@ class Pages:
     def __post_init__(self) -> None:
         """All are free."""
         self._free = list(range(self.count))[::-1]
-        self._free_snapshots = list(range(self.snapshots))[::-1]
+        first = self.first_snapshot
+        self._free_snapshots = list(range(first, first + self.snapshots))[::-1]
 
     @property
     def available(self) -> int:
@@ -180,3 +183,48 @@ class Pages:
             return None
         place, holder.snapshot = holder.snapshot, None
         return place
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Pages of every part in which a mesh cuts rows; of one part where none does.
+
+    Pages are numbered in each part from 0, snapshots through all parts.
+    """
+
+    parts: tuple[Pages, ...]
+
+    @staticmethod
+    def of(parts: int, count: int, size: int, snapshots: int) -> Pools:
+        """count, snapshots: of each part."""
+        return Pools(tuple(Pages(count, size, snapshots, i * snapshots) for i in range(parts)))
+
+    @property
+    def count(self) -> int:
+        """Pages there are."""
+        return sum(pages.count for pages in self.parts)
+
+    @property
+    def available(self) -> int:
+        """As `Pages.available`, of all parts."""
+        return sum(pages.available for pages in self.parts)
+
+    @property
+    def in_use(self) -> int:
+        """As `Pages.in_use`, of all parts."""
+        return sum(pages.in_use for pages in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Positions of a page."""
+        return self.parts[0].size
+
+    def shares(self, rows: Sequence[object]) -> list[range]:
+        """The numbers of each part's rows among these: those of a part stand together, part by part."""
+        each = len(rows) // len(self.parts)
+        return [range(i * each, (i + 1) * each) for i in range(len(self.parts))]
+
+    def forget(self) -> None:
+        """As `Pages.forget`, of all parts."""
+        for pages in self.parts:
+            pages.forget()

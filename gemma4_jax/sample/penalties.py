@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from gemma4_jax.collectives import over_rows
 from gemma4_jax.sample.requests import Request
 
 
@@ -49,9 +50,11 @@ def penalised(logits: Float[Array, "B V"], by: Penalties) -> Float[Array, "B V"]
 
 def counted(by: Penalties, token: Int[Array, " B"], chosen: Bool[Array, " B"]) -> Penalties:
     """With one more token in the rows where `chosen`."""
-    rows = jnp.arange(token.shape[0])
-    counts = by.counts.at[rows, token].add(chosen.astype(jnp.int32))
-    return dataclasses.replace(by, counts=counts)
+
+    def add(counts: Array, token: Array, chosen: Array) -> Array:
+        return counts.at[jnp.arange(token.shape[0]), token].add(chosen.astype(jnp.int32))
+
+    return dataclasses.replace(by, counts=over_rows(add, by.counts, token, chosen))
 
 
 def no_penalties(rows: int, vocab_size: int) -> Penalties:

@@ -157,7 +157,7 @@ def run(
     """
     # One bfloat16 row is not padded to two for XLA:CPU's sake: whole models decode a single bfloat16 row
     # about as fast as a float32 one, and padding loses a third on jax 0.10 (it gains a sixth on 0.12).
-    parts = 1 if plan.mesh is None else rows_over(plan.mesh)
+    parts = rows_over(plan.mesh)
     rows = parts * buckets.power_of_two(-(-len(requests) // parts))
     padding = rows - len(requests)
     longest = max(len(r.prompt) + r.max_new_tokens for r in requests)

@@ -15,6 +15,7 @@ Letters: B batch, V vocabulary, C candidates, W = ceil(V / 32) words of a mask.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
+from gemma4_jax.collectives import over_rows
 from gemma4_jax.sample.penalties import Penalties, penalised
 
 # Noise is drawn for blocks of so many ids: candidates pay for their own blocks only.
@@ -142,12 +144,13 @@ def sample(
     if not filters.sampled:
         token = jnp.argmax(allowed, axis=-1)
     else:
-        token = _draw(allowed, settings, step, filters)
+        plain = dataclasses.replace(settings, penalties=None)
+        token = over_rows(functools.partial(_draw, filters=filters), allowed, plain, step)
     token = token.astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     normalizer = jax.nn.logsumexp(logits, axis=-1)
     if filters.top:
-        top, ids = jax.lax.top_k(logits, filters.top)
+        top, ids = over_rows(functools.partial(jax.lax.top_k, k=filters.top), logits)
     else:
         top, ids = jnp.zeros((token.size, 0)), jnp.zeros((token.size, 0), jnp.int32)
     return Drawn(token, chosen - normalizer, ids, top - normalizer[:, None])
@@ -159,7 +162,7 @@ def unpacked(mask: Int32[Array, "B W"], vocab_size: int) -> Bool[Array, "B V"]:
     return bits.reshape(mask.shape[0], -1)[:, :vocab_size].astype(bool)
 
 
-def _draw(allowed: Array, settings: Settings, step: Array, filters: Filters) -> Array:
+def _draw(allowed: Array, settings: Settings, step: Array, *, filters: Filters) -> Array:
     greedy = settings.temperature == 0
     key = jax.vmap(jax.random.fold_in)(settings.key, step)
     ids = None

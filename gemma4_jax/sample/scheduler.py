@@ -3,7 +3,8 @@
 In a step what fits is admitted, one chunk of prompts is read, and all rows that decode go on by a few tokens.
 So nobody waits longer than a chunk for others' prompts. Full layers keep pages, taken as rows grow; if none
 are left, the request that came last gives its own back, stands in line again, and its tokens are read again as
-a prompt. Prompts that begin alike share pages (`paging.py`).
+a prompt. Prompts that begin alike share pages (`paging.py`). Where a mesh cuts rows, a request is in one of its
+parts from its admission on, and has that part's rows and pages.
 
 Not here: what a request may ask (`engine.py`), what is on the device (`engine_device.py`).
 """
@@ -20,12 +21,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma4_jax.errors import UserError
+from gemma4_jax.sample import task_pages
 from gemma4_jax.sample.beams import Beams
 from gemma4_jax.sample.drafters import Drafter, Drafts, History
 from gemma4_jax.sample.engine_device import Asked, Device, Read
 from gemma4_jax.sample.interrupts import uninterrupted
 from gemma4_jax.sample.masks import masks_along, masks_of
-from gemma4_jax.sample.paging import Pages
+from gemma4_jax.sample.paging import Pools
+from gemma4_jax.sample.prompt_table import PromptTable
 from gemma4_jax.sample.row import Row, Token, Watcher
 from gemma4_jax.sample.slot_table import SlotTable
 from gemma4_jax.sample.stream import Event, Stream
@@ -36,13 +39,14 @@ from gemma4_jax.sharding import over
 class Scheduler:
     """Requests in line, rows that are read and rows that decode, over a device and its pages.
 
-    max_slots: most requests that are on their way together. ahead: most tokens that a row gets in a dispatch.
+    max_slots: most requests of a part that are on their way together. ahead: most tokens that a row gets in a
+    dispatch.
     """
 
     def __init__(
         self,
         device: Device,
-        pages: Pages,
+        pages: Pools,
         mesh: Mesh | None,
         *,
         vocab_size: int,
@@ -54,8 +58,8 @@ class Scheduler:
         self._vocab_size, self._max_slots = vocab_size, max_slots
         self._ahead, self._drafter = ahead, drafter
         self._waiting: deque[Task] = deque()
-        self._reading: list[Task | None] = [None] * device.places
-        self._slots = SlotTable(device)
+        self._prompts = PromptTable(pages, device.places, device.sizes)
+        self._slots = SlotTable(device, pages)
         self._searching: list[Task] = []  # with beams
         self._submitted = 0
         self._lock = threading.RLock()
@@ -108,104 +112,104 @@ class Scheduler:
             self._search()
             self._slots.shrink()
 
-    def _active(self) -> list[Task]:
-        """Tasks that are read or that decode, the first come first."""
-        tasks = [task for task in (*self._reading, *self._slots.tasks) if task is not None]
-        return sorted(tasks, key=lambda task: task.number)
+    def _active(self, part: int | None = None) -> list[Task]:
+        """Tasks that are read or that decode, of one part or of all, the first come first."""
+        tasks = (task for task in (*self._prompts.tasks, *self._slots.tasks) if task is not None)
+        return sorted(
+            (task for task in tasks if part in (None, task.part)), key=lambda task: task.number
+        )
 
     def _admit(self) -> None:
         held_back = []
-        while self._waiting and None in self._reading:
+        while self._waiting and (parts := self._open_parts(self._waiting[0])):
             task = self._waiting.popleft()
-            rows = sum(other.rows for other in (*self._active(), *self._searching))
-            if rows + task.rows > self._max_slots:
-                self._waiting.appendleft(task)
-                break
-            if self._prompt_is_being_read(task):
-                held_back.append(task)
-            elif not self._take_over(task):
+            for part in self._preferred(parts, task):
+                if self._prompts.is_reading(task, part):
+                    held_back.append(task)
+                    break
+                if self._take_over(task, part):
+                    break
+            else:
                 self._waiting.appendleft(task)
                 break
         self._waiting.extendleft(reversed(held_back))
 
-    def _prompt_is_being_read(self, task: Task) -> bool:
-        """Whether most of its prompt is on its way into pages: waiting for these costs less than reading it."""
-        size = self.pages.size
-        whole = (len(task.tokens) - 1) // size * size
-        wanted = task.tokens[:whole]
-        return whole > 0 and any(
-            other is not None and other.held < whole and other.tokens[:whole] == wanted
-            for other in self._reading
-        )
+    def _open_parts(self, task: Task) -> list[int]:
+        """Parts that have room for a task, apart from pages."""
+        return [
+            part
+            for part in range(len(self.pages.parts))
+            if self._prompts.has_room(part) and self._rows(part) + task.rows <= self._max_slots
+        ]
 
-    def _take_over(self, task: Task) -> bool:
-        """Give it pages for its tokens, the ones that are known already first; False if there are too few."""
-        prefix = self.pages.find(task.tokens)
-        self.pages.reuse(prefix, task.tokens)
-        wanted = self._pages_for(len(task.tokens)) - len(prefix.pages)
-        spared = 0 if task.beams is None else task.beams.pages_wanted(self.pages.size)
+    def _rows(self, part: int) -> int:
+        searching = (task for task in self._searching if task.part == part)
+        return sum(task.rows for task in (*self._active(part), *searching))
+
+    def _preferred(self, parts: list[int], task: Task) -> list[int]:
+        """The best first: where whole chunks need not be read; then where the fewest rows and most pages are.
+
+        Parts read and decode at the same time: what one has to read beside others' prompts costs nothing.
+        """
+        if len(parts) == 1:
+            return parts
+
+        def rank(part: int) -> tuple[int, int, int]:
+            pages = self.pages.parts[part]
+            chunks = pages.find(task.tokens).tokens // self._prompts.longest
+            return -chunks, len(self._active(part)), -pages.available
+
+        return sorted(parts, key=rank)
+
+    def _take_over(self, task: Task, part: int) -> bool:
+        """Begin to read it in a part; False if there are too few pages."""
         # Everybody else will want a page before long; taking the last ones would only interrupt somebody.
-        spare = len(self._active())
-        enough = wanted + spared + spare <= self.pages.available
-        fresh = self.pages.take(wanted + spared) if enough or not spare else None
-        if fresh is None:
-            self.pages.release(prefix.pages)
+        spare = len(self._active(part))
+        prefix = task_pages.take_over(self.pages, task, part, spare)
+        if prefix is None:
             return False
-        task.pages, task.held = [*prefix.pages, *fresh[:wanted]], prefix.tokens
-        if task.beams is not None:
-            task.beams.spare = fresh[wanted:]
-        task.reading = self._reading.index(None)
-        self._reading[task.reading] = task
+        place = self._prompts.take(task)
         if prefix.snapshot is not None:
-            self._device.recall(prefix.snapshot, task.reading)
+            self._device.recall(prefix.snapshot, place)
         return True
-
-    def _pages_for(self, positions: int) -> int:
-        return -(-positions // self.pages.size)
 
     # Prompts
 
     def _read_prompts(self) -> None:
-        tasks = [task for task in self._active() if task.reading is not None]
-        if not tasks:
+        if not any(self._prompts.tasks):
             return
-        tasks, rows, size = self._chunk(tasks)
-        parts = [task.tokens[task.held : task.held + size] for task in tasks]
-        places = [task.reading for task in tasks if task.reading is not None]
-        held = [task.held for task in tasks]
-        read = self._device.read(rows, size, [task.pages for task in tasks], places, held, parts)
-        for task, place, part in zip(tasks, places, parts, strict=True):
-            task.held += len(part)
-            snapshot = self._keep(task)
-            if snapshot is not None:
-                self._device.save_read(place, snapshot)
-        if any(task.ready for task in tasks):
-            self._first_tokens(read, tasks)
+        tasks, size = self._prompts.chunk()
+        new: list[Sequence[int]] = [
+            () if task is None else task.tokens[task.held : task.held + size] for task in tasks
+        ]
+        read = self._device.read(
+            size,
+            [() if task is None else task.pages for task in tasks],
+            [None if task is None else task.reading for task in tasks],
+            [0 if task is None else task.held for task in tasks],
+            new,
+        )
+        for task, part in zip(tasks, new, strict=True):
+            if task is not None and task.reading is not None:
+                task.held += len(part)
+                snapshot = task_pages.keep(self.pages, task)
+                if snapshot is not None:
+                    self._device.save_read(task.reading, snapshot)
+        ready = [task if task is not None and task.ready else None for task in tasks]
+        if any(ready):
+            self._first_tokens(read, ready)
 
-    def _chunk(self, tasks: list[Task]) -> tuple[list[Task], int, int]:
-        """Which tasks to read from (the oldest, and who fits beside it), and the program's rows and tokens."""
-        rest = len(tasks[0].tokens) - tasks[0].held
-        sizes = self._device.sizes
-        size = min((t for _, t in sizes if t >= rest), default=sizes[-1][1])
-        most = max(rows for rows, tokens in sizes if tokens == size)
-        fitting = [task for task in tasks if len(task.tokens) - task.held <= size]
-        together = [tasks[0], *(task for task in fitting if task is not tasks[0])][:most]
-        return together, 1 if len(together) == 1 else most, size
-
-    def _first_tokens(self, read: Read, tasks: list[Task]) -> None:
+    def _first_tokens(self, read: Read, ready: list[Task | None]) -> None:
         """The next token of every task whose prompt has been read; it decodes from then on."""
-        ready = [task if task.ready else None for task in tasks]
-        padded = [*ready, *(None,) * (len(read.places) - len(ready))]
-        masks = self._masks(padded)
-        held = [0 if task is None else task.held for task in padded]
-        dispatch, hidden = self._device.first(read, asked(padded), held, masks)
-        for i, task in enumerate(padded):
+        masks = self._masks(ready)
+        held = [0 if task is None else task.held for task in ready]
+        dispatch, hidden = self._device.first(read, asked(ready), held, masks)
+        for i, task in enumerate(ready):
             if task is None or task.reading is None:
                 continue
             request = task.row.request
             new = dispatch.of_row(i, request.top_logprobs)
-            place, task.reading = task.reading, None
-            self._reading[place] = None
+            place = self._prompts.give_back(task)
             if task.beams is not None:
                 self._searching.append(task)
                 size = self.pages.size
@@ -309,13 +313,9 @@ class Scheduler:
         request = task.row.request
         # The last token of a request is never written.
         most = len(request.prompt) + request.max_new_tokens - 1
-        wanted = self._pages_for(min(task.held + self._ahead, most)) - len(task.pages)
-        while task.slot is not None and wanted > 0:
-            fresh = self.pages.take(wanted)
-            if fresh is not None:
-                task.pages += fresh
-                return
-            self._interrupt(self._active()[-1])
+        positions = min(task.held + self._ahead, most)
+        while task.slot is not None and not task_pages.grow(self.pages, task, positions):
+            self._interrupt(self._active(task.part)[-1])
 
     def _interrupt(self, task: Task) -> None:
         """Back in line, before those that came later; its tokens so far are a prompt then."""
@@ -355,7 +355,7 @@ class Scheduler:
             text += task.row.end(reason)
         if task.slot is not None:
             # For a conversation that goes on; but not in the place of what prompts have in common.
-            snapshot = self._keep(task, evict=False)
+            snapshot = task_pages.keep(self.pages, task, evict=False)
             if snapshot is not None:
                 self._device.save_decoding(task.slot, snapshot)
         self._leave(task)
@@ -371,29 +371,18 @@ class Scheduler:
         if task.slot is not None:
             self._slots.give_back(task)
         if task.reading is not None:
-            self._reading[task.reading] = None
+            self._prompts.give_back(task)
         if task in self._searching:
             self._searching.remove(task)
-        if task.beams is not None:
-            self.pages.release(task.beams.spare)
-            task.beams.spare = []
-        task.reading = None
-        self.pages.release(task.pages)
-        task.pages, task.held = [], 0
-
-    # Memory
-
-    def _keep(self, task: Task, *, evict: bool = True) -> int | None:
-        """Remember a task's pages for prompts that begin alike; where its rings must go for that, or None."""
-        return self.pages.keep(task.tokens[: task.held], task.pages, evict=evict)
+        task_pages.give_back(self.pages, task)
 
     def warm_up(self) -> None:
         """Compile every program now, by running it on nothing."""
         with self._lock:
             if not self.idle:
                 raise UserError("warm up an engine before requests are submitted to it")
-            self._device.warm_up(self._max_slots)
-            self._slots = SlotTable(self._device)
+            self._device.warm_up(len(self.pages.parts) * self._max_slots)
+            self._slots = SlotTable(self._device, self.pages)
 
 
 def _matchers(tasks: Sequence[Task | None]) -> list[Watcher | None]:

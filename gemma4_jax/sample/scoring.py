@@ -63,7 +63,7 @@ def prompt_scores(
             )
     found: list[list[TokenScore]] = [[] for _ in rows]
     mesh = mesh_of(model.params)
-    parts = 1 if mesh is None else rows_over(mesh)
+    parts = rows_over(mesh)
     waiting = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: -len(rows[i]))
     while waiting:
         length = min(power_of_two(max(_SHORTEST, len(rows[waiting[0]]))), model.config.max_position)

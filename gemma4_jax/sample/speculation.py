@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from gemma4_jax.collectives import on_every_device
 from gemma4_jax.model import drafter as drafting
 from gemma4_jax.model.cache import Cache
 from gemma4_jax.model.drafter import Drafter
@@ -113,7 +114,7 @@ def verify_rows(
     pool, rows = slots.parts(module.config, state, after)
     if state.hidden is not None:
         rows = dataclasses.replace(rows, hidden=hidden)
-    return pool, rows, chosen
+    return pool, rows, on_every_device(chosen)
 
 
 def draft_rows(

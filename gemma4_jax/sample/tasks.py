@@ -21,6 +21,7 @@ class Task:
     tokens: list[int]
     stream: Stream
     history: History  # of the same tokens
+    part: int = 0  # of those in which a mesh cuts rows
     pages: list[int] = field(default_factory=list)
     held: int = 0  # tokens that its pages and rings hold
     reading: int | None = None  # its place among the rows that are read

@@ -261,10 +261,17 @@ def test_a_file_of_prompts(run, model_folder, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"{i} pears"}]} for i in range(5)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = ["generate", str(model_folder), "--input", str(prompts), "--output", str(answers)]
-    done = run(*job, "--max-new-tokens", "4", "--max-slots", "2", "--max-tokens", "1024")
+    few = ("--max-new-tokens", "4", "--max-slots", "2", "--max-tokens", "1024")
+    done = run(*job, *few)
     assert done.code == 0 and "5 of 5 answers" in done.err
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == [1, 2, 3, 4, 5]
+    spread = tmp_path / "spread.jsonl"
+    assert not run(*job[:-1], str(spread), *few, "--mesh", "data=2").code
+    over_two = [json.loads(line) for line in spread.read_text().splitlines()]
+    assert {line["row"]: line["text"] for line in over_two} == {
+        line["row"]: line["text"] for line in lines
+    }
     again = run(*job, "--max-new-tokens", "5")
     assert again.code == 2 and "max_new_tokens 4, not 5" in again.err
 

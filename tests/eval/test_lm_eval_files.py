@@ -55,7 +55,7 @@ def test_samples(tmp_path):
 
 
 def test_two_ways_of_asking_get_files_of_their_own(tmp_path):
-    greedy = [judged(i, 0, "0", settings={"temperature": 0.0}) for i in range(2)]
+    greedy = [judged(i, 0, "0", settings={"temperature": 0.0}, key=f"greedy-{i}") for i in range(2)]
     results, files = _write(
         tmp_path, answers(ROWS) + [j for j in greedy if j.generation.item == "q0"]
     )

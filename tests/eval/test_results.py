@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from eval.judged import by_question, cells, join, read_folder
-from eval.numbers import read_json, write_json
+from eval.judged import by_question, cells, read_folder
 from eval.outputs import write_results
+from eval.results import read_json, write_json
 from eval.stats import clustered
 from eval.summarize import summarize, summarize_all
 from eval.task import Graded
@@ -144,11 +144,14 @@ def test_results_come_back_from_json(tmp_path):
             read_json(tmp_path / name)
 
 
-def test_join_takes_the_later_verdict_and_counts_what_has_none():
-    generations = [j.generation for j in answers([["0", "1"]])]
-    row = {"key": "f1-0-0", "score": 0, "extracted": None}
-    joined, without = join(generations, [row, row | {"score": 1, "extracted": "0"}])
-    assert [(j.score, j.extracted) for j in joined] == [(1.0, "0")]
+def test_the_later_verdict_counts_and_what_has_none_is_counted(tmp_path):
+    write_run(tmp_path, answers([["0", "1"]]))
+    (file,) = (tmp_path / "verdicts").iterdir()
+    first = json.loads(file.read_text().splitlines()[0])
+    lines = [first | {"score": 0.25}, first | {"score": 0.75}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    joined, without = read_folder(tmp_path)
+    assert [j.score for j in joined] == [0.75]
     assert without == 1
 
 
@@ -180,7 +183,7 @@ def test_a_folder_without_samples_says_so(tmp_path):
     with pytest.raises(UserError, match="no judged samples"):
         write_results(tmp_path, {})
     (tmp_path / "generations.jsonl").write_text(json.dumps({"key": "x"}) + "\n")
-    with pytest.raises(UserError, match="no 'task'"):
+    with pytest.raises(UserError, match=r"generations.jsonl:1: no 'answer'"):
         write_results(tmp_path, {})
 
 

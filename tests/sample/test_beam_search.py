@@ -141,7 +141,7 @@ def test_nothing_compiles_once_it_has_run_and_prompts_are_read_once(model):
     compiled, read = [], []
     real = engine._scheduler._device.read
     engine._scheduler._device.read = lambda *args: (
-        read.append(sum(map(len, args[5]))),
+        read.append(sum(map(len, args[4]))),
         real(*args),
     )[1]
     jax.monitoring.register_event_duration_secs_listener(
