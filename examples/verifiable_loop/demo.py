@@ -8,7 +8,6 @@ held-out prompts is measured after every round. The same command after an interr
 Here: the order of events. Sizes are in recipe.py.
 """
 
-import functools
 import json
 from collections.abc import Sequence
 from itertools import islice
@@ -19,7 +18,7 @@ from examples.arithmetic.recipe import twin
 from examples.folder import open_folder, rows_of, write_rows, write_text
 from examples.narration import Narration
 from examples.running import Stopped, command_line, train_once
-from examples.verifiable_loop.recipe import SETS, Recipe, loop_config, more_config, sft_config
+from examples.verifiable_loop.recipe import SETS, Recipe, loop_config, sft_config
 from examples.verifiable_loop.requests import requests
 from examples.verifiable_loop.slips import demonstrations
 from gemma4_jax.compiled_programs import keep_compiled_programs
@@ -49,8 +48,8 @@ def run(recipe: Recipe, path: Path, *, fresh: bool = False) -> None:
     narration.part("demonstrations, prompts with verifiers, a vocabulary")
     _prepare(recipe, folder, narration)
     narration.part(f"SFT on demonstrations of which {recipe.slips:.0%} are wrong")
-    for stage in (sft_config(recipe, folder), more_config(recipe, folder)):
-        train_once(stage.run.workdir, functools.partial(sft.run, stage), narration.say)
+    to_sft = sft_config(recipe, folder)
+    train_once(to_sft.run.workdir, lambda: sft.run(to_sft), narration.say)
     narration.part(f"{recipe.rounds} rounds of verified preferences")
     if code := rounds.run(loop_config(recipe, folder)):
         raise Stopped(code)
@@ -64,10 +63,9 @@ def run(recipe: Recipe, path: Path, *, fresh: bool = False) -> None:
 def _prepare(recipe: Recipe, folder: Path, narration: Narration) -> None:
     """Rows, prompts, the vocabulary and the model's configuration, as files."""
     rows = rows_of(
-        folder / "sft.jsonl", lambda: demonstrations(recipe.sft_rows, recipe.slips, recipe.seed)
+        folder / "sft.jsonl",
+        lambda: demonstrations(recipe.sft_rows, recipe.slips, recipe.seed, recipe.calls_every),
     )
-    more = demonstrations(recipe.sft_rows, recipe.slips, recipe.seed + 1, every=5)
-    rows_of(folder / "more.jsonl", lambda: more)
     texts = [
         chat.render(
             row["messages"],
@@ -96,7 +94,7 @@ def _prepare(recipe: Recipe, folder: Path, narration: Narration) -> None:
     write_rows(arithmetic, [_prompt_row(p, f"problem {i}") for i, p in enumerate(held_out)])
     write_rows(tools, [r.prompt_row(f"request {i}") for i, r in enumerate(calls)])
     narration.say(f"  {len(rows)} demonstrations, {len(mixed)} prompts; two of them:")
-    narration.say(f"\n{texts[0]}\n\n{texts[1]}")
+    narration.say(f"\n{texts[0]}\n\n{texts[recipe.calls_every - 1]}")
 
 
 def _prompt_row(problem: Problem, name: str) -> dict[str, object]:

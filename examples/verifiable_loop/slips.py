@@ -14,7 +14,7 @@ from examples.arithmetic.problems import LARGEST, Problem, problems
 from examples.verifiable_loop.requests import Request, requests
 
 
-def demonstrations(count: int, share: float, seed: int, every: int = 2) -> Iterator[dict[str, Any]]:
+def demonstrations(count: int, share: float, seed: int, every: int) -> Iterator[dict[str, Any]]:
     """`count` rows of SFT data, of which about a share of `share` is wrong.
 
     Every so many-th is a request, the others are word problems.
