@@ -1,4 +1,4 @@
-# make demo | demo-real | test | check. Each one makes the environment it needs in .venv first;
+# make demo | demo-real | demo-loop | test | check. Each one makes the environment it needs in .venv first;
 # later runs reuse it, and a changed pyproject.toml installs again.
 #
 #   PYTHON=python3.12   the interpreter to make .venv with (any CPython >= 3.11)
@@ -24,11 +24,12 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3; 
 	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$p && break; done)
 
-.PHONY: help demo demo-real test check
+.PHONY: help demo demo-real demo-loop test check
 
 help:
 	@echo "make demo       train, align, export and sample a tiny Gemma 4 on arithmetic (under 8 minutes)"
 	@echo "make demo-real  SFT and DPO on the rules of a linter and its fixes of real code"
+	@echo "make demo-loop  rounds of verified preferences: a tiny Gemma 4 unlearns its slips (under 15 minutes)"
 	@echo "make test       the whole test suite"
 	@echo "make check      format, lint, types, import rules"
 
@@ -37,6 +38,9 @@ demo: $(VENV)/.runtime
 
 demo-real: $(VENV)/.demo-real
 	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m examples.ruff_rules.demo $(ARGS)
+
+demo-loop: $(VENV)/.demo-loop
+	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m examples.verifiable_loop.demo $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.oracle-$(ORACLE) $(VENV)/.libtpu-$(LIBTPU) $(VENV)/.questions
 	PATH="$(BIN):$$PATH" PYTHONPATH="$(LIBTPU_PATH)" $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -ra $(ARGS)
@@ -63,6 +67,11 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.demo-real: pyproject.toml $(VENV)/.runtime
 	@echo "== installing the linter whose rules are the data (seconds)"
 	@$(PIP) -e '.[demo-real]'
+	@touch $@
+
+$(VENV)/.demo-loop: pyproject.toml $(VENV)/.runtime
+	@echo "== installing what checks JSON schemas (seconds)"
+	@$(PIP) -e '.[verify]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.runtime

@@ -58,6 +58,8 @@ class PreferenceConfig:
     """Weight each pair by how likely the policy is to write it (arXiv 2406.11827)."""
     reference: Literal["auto", "precomputed", "live"] = "auto"
     """Reference log-probabilities: one pass before training (then freed), or at every step."""
+    reference_path: str = ""
+    """Folder of the reference, precomputed then; empty: the model that the run starts from."""
     sync_every: int = 0
     """TR-DPO: steps between updates of a live reference towards the policy; 0: never."""
     sync_alpha: float = 0.6
@@ -102,6 +104,10 @@ class PreferenceConfig:
             )
         check(self.sync_every >= 0, "loss.sync_every", self.sync_every, "at least 0 (0: never)")
         check(0 < self.sync_alpha <= 1, "loss.sync_alpha", self.sync_alpha, "above 0, at most 1")
+        if self.reference_path:
+            bound = "empty with loss.reference live or loss.sync_every: another model is only precomputed"
+            ok = self.reference != "live" and not self.sync_every
+            check(ok, "loss.reference_path", self.reference_path, bound)
         if self.sync_every:
             check(
                 self.reference != "precomputed",

@@ -90,6 +90,14 @@ def drawing(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The same table in Markdown."""
+    lines = [list(header), ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
 def text_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """The same table for a terminal: columns as wide as they need."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]

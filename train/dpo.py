@@ -58,7 +58,7 @@ def run(config: DPOConfig) -> int:
     from train.placement import check_batch, check_model, open_mesh
     from train.reference import check_live, choose_reference, precomputed
     from train.samples import first_prompts
-    from train.start import open_start, tokenizer_fingerprint
+    from train.start import check_same_tokens, open_start, tokenizer_fingerprint
     from train.workdir import Workdir
 
     mesh = open_mesh(config.mesh)
@@ -107,7 +107,15 @@ def run(config: DPOConfig) -> int:
         # Each pair in rows of its own: the numbers do not depend on how pairs are packed.
         everything = {prepared.fingerprint: pairs}
         everything |= {found.fingerprint: rows(found) for found in held_out.values()}
-        logprobs, initial = precomputed(start, everything, config, workdir)
+        if config.loss.reference_path:
+            other = replace(config.model, path=config.loss.reference_path)
+            anchor = lora.prepared(
+                open_start(other, config.seed, data.max_length, mesh), config.lora
+            )
+            check_same_tokens(start, anchor, config.loss.reference_path)
+            logprobs, initial = precomputed(anchor, everything, config, workdir)[0], start.load
+        else:
+            logprobs, initial = precomputed(start, everything, config, workdir)
         source, frozen = examples(logprobs[prepared.fingerprint]), None
         validation = {
             name: rows(found, logprobs[found.fingerprint]) for name, found in held_out.items()

@@ -96,6 +96,8 @@ def choose_reference(config: DPOConfig, pairs: int, visits: int) -> tuple[bool, 
     loss = config.loss
     if loss.sync_every:
         return True, f"live copy: it follows the policy every {loss.sync_every} steps"
+    if loss.reference_path:
+        return False, f"precomputed: one pass of {loss.reference_path} over {pairs} pairs"
     if loss.reference != "auto":
         return loss.reference == "live", f"{loss.reference}, as loss.reference says"
     if config.lora.rank and visits <= pairs:

@@ -167,3 +167,12 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     for name, data in sorted(tokenizer.files.items()):
         digest.update(f"{name} {len(data)} ".encode() + data)
     return digest.hexdigest()
+
+
+def check_same_tokens(start: Start, other: Start, path: str) -> None:
+    """UserError unless the model in `path` reads the tokens that `start` reads."""
+    if tokenizer_fingerprint(start.tokenizer) != tokenizer_fingerprint(other.tokenizer):
+        raise UserError(
+            f"the tokenizer of loss.reference_path {path} is not that of the run: their log-probabilities "
+            "are of different tokens; take a reference with the same tokenizer"
+        )

@@ -15,9 +15,9 @@ from gemma4_jax.distributed import barrier, is_main
 from gemma4_jax.errors import UserError
 
 # May differ when a run goes on: they change neither the model nor the data, only where it runs and is held, and
-# where and how often something is written. The data\'s contents, and the weights of a mixture, are compared by
+# where and how often something is written. The data's contents, and the weights of a mixture, are compared by
 # fingerprint instead of by path.
-_FREE = frozenset(
+FREE = frozenset(
     {
         "run.workdir",
         "run.log_every",
@@ -96,7 +96,7 @@ class Workdir:
             changed = [
                 f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
                 for name in dict.fromkeys([*then, *now])
-                if name not in _FREE and then.get(name) != now.get(name)
+                if name not in FREE and then.get(name) != now.get(name)
             ]
             if changed:
                 raise UserError(

@@ -15,6 +15,7 @@ from gemma4_jax.build import Model
 from gemma4_jax.sample.sampler import Sampler
 from gemma4_jax.text.parse import parse
 from gemma4_jax.verify.answers import is_correct
+from train.verifiable.pairs import parting
 
 #: Answers that are decoded together, and prompts between two lines of progress.
 _BATCH = 128
@@ -113,10 +114,7 @@ def make_pairs(answers: Iterable[Answer], per_problem: int = 2) -> list[dict[str
 
 
 def _parting(pair: tuple[Answer, Answer]) -> int:
-    """Characters that both texts begin with."""
-    texts = [answer.text for answer in pair]
-    unlike = (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b)
-    return next(unlike, min(map(len, texts)))
+    return parting(pair[0].text, pair[1].text)
 
 
 def _message(answer: Answer) -> dict[str, str]:

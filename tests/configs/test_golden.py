@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from configs import dpo, evals, hardware, sft
+from configs import dpo, evals, hardware, rlaif, sft
 from configs.schema import AnyConfig, DPOConfig, SFTConfig, render, require
+from configs.verifiable import RLAIFConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 RESOLVED = {
     f"{task}-{name}": preset
-    for task, presets in (("sft", sft.PRESETS), ("dpo", dpo.PRESETS))
+    for task, presets in (
+        ("sft", sft.PRESETS),
+        ("dpo", dpo.PRESETS),
+        ("rlaif", rlaif.PRESETS),
+    )
     for name, preset in presets.items()
 }
 BY_HARDWARE = {f"{task}-{offer.name}" for task in ("sft", "dpo") for offer in hardware.OFFERS}
@@ -51,7 +56,7 @@ def test_a_plain_name_is_never_that_of_an_offer():
     assert len({offer.name for offer in hardware.OFFERS}) == len(hardware.OFFERS)
     assert set(RESOLVED) > BY_HARDWARE
     assert {"e2b-lora", "26b-a4b-lora", "31b-qlora", "31b"} <= set(sft.PRESETS)
-    assert changes(SFTConfig()) == changes(DPOConfig()) == ""
+    assert changes(SFTConfig()) == changes(DPOConfig()) == changes(RLAIFConfig()) == ""
 
 
 @pytest.mark.parametrize("name", RESOLVED)

@@ -60,7 +60,7 @@ def test_wilson_refuses(counts):
 
 def test_confidence_must_be_a_share():
     with pytest.raises(ValueError, match="confidence"):
-        wilson(1, 2, confidence=95)
+        wilson(1, 2, confidence=95.0)
 
 
 def test_mcnemar_is_the_binomial_test():

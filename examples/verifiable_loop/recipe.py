@@ -1,0 +1,114 @@
+"""The sizes of the loop's demo, and the two runs they make. Sizes were chosen by measuring
+(docs/verifiable_preferences.md). Not here: the data (requests.py, slips.py), the order of events (demo.py).
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.losses import PreferenceConfig
+from configs.mesh import MeshConfig
+from configs.schema import (
+    BatchConfig,
+    DataConfig,
+    ModelSource,
+    OptimConfig,
+    RunConfig,
+    SFTConfig,
+)
+from configs.verifiable import PairsConfig, RLAIFConfig, RoundsConfig, SamplingConfig
+from examples.arithmetic.recipe import twin
+from examples.verifiable_loop.slips import demonstrations
+from gemma4_jax.hf_config import config_to_hf
+
+#: Longest prompt and answer together, in tokens.
+MAX_LENGTH = 192
+
+#: Names of the held-out files.
+SETS = ("arithmetic", "tools")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Sizes of a demo.
+
+    sft_rows: demonstrations, a share of `slips` of them wrong; every `calls_every`-th is a call, the others are
+    word problems: calls are learnt soon, sums are not. prompts: for training, of each kind and each round,
+    answered `samples` times. held_out: prompts of each kind that accuracy is measured on. chosen_weight: of the
+    likelihood of chosen answers in the loss, beside DPO (RPO): without it sums are unlearnt with the slips.
+    """
+
+    seed: int = 0
+    vocab_size: int = 512
+    slips: float = 0.5
+    sft_rows: int = 16_000
+    calls_every: int = 5
+    sft_batch: int = 4
+    sft_length: int = 256
+    sft_steps: int = 1800
+    sft_lr: float = 3e-3
+    held_out: int = 200
+    rounds: int = 2
+    prompts: int = 200
+    samples: int = 6
+    dpo_batch: int = 8
+    dpo_lr: float = 3e-4
+    beta: float = 0.1
+    chosen_weight: float = 2.0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that the results of a demo depend on, as JSON values."""
+        rows = list(demonstrations(100, self.slips, self.seed, self.calls_every))
+        digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
+        model = config_to_hf(twin(self.vocab_size))
+        return {"demo": "verifiable loop", **asdict(self), "rows": digest, "model": model}
+
+
+def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
+    """From random weights, on demonstrations with slips."""
+    return SFTConfig(
+        mesh=MeshConfig(fsdp=1),
+        seed=recipe.seed,
+        model=ModelSource(
+            architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
+        ),
+        data=DataConfig(path=str(folder / "sft.jsonl"), max_length=recipe.sft_length, packing=True),
+        batch=BatchConfig(rows=recipe.sft_batch),
+        optim=OptimConfig(peak_lr=recipe.sft_lr, warmup_fraction=0.05, b2=0.95),
+        run=RunConfig(
+            workdir=str(folder / "sft"),
+            steps=recipe.sft_steps,
+            log_every=max(1, recipe.sft_steps // 12),
+            save_every=max(1, recipe.sft_steps // 4),
+            keep=1,
+            samples=0,
+            export_huggingface=True,
+        ),
+    )
+
+
+def loop_config(recipe: Recipe, folder: Path) -> RLAIFConfig:
+    """Rounds from the SFT result. Nothing is filtered in sampling, so that drift estimates the KL."""
+    return RLAIFConfig(
+        mesh=MeshConfig(fsdp=1),
+        seed=recipe.seed,
+        model=ModelSource(path=str(folder / "sft" / "huggingface")),
+        data=DataConfig(
+            path=str(folder / "prompts.jsonl"),
+            validation=tuple(str(folder / f"{name}.jsonl") for name in SETS),
+            max_length=MAX_LENGTH,
+        ),
+        batch=BatchConfig(rows=recipe.dpo_batch),
+        optim=OptimConfig(peak_lr=recipe.dpo_lr, schedule="linear", warmup_fraction=0.1, b2=0.95),
+        run=RunConfig(workdir=str(folder / "loop"), log_every=5, keep=1, samples=0),
+        loss=PreferenceConfig(
+            beta=recipe.beta, types=("sigmoid", "sft"), weights=(1.0, recipe.chosen_weight)
+        ),
+        sampling=SamplingConfig(
+            samples=recipe.samples, top_k=0, top_p=1.0, max_new_tokens=64, max_tokens=8192
+        ),
+        pairs=PairsConfig(),
+        rounds=RoundsConfig(count=recipe.rounds, prompts=2 * recipe.prompts),
+    )
