@@ -29,7 +29,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3; 
 help:
 	@echo "make demo       train, align, export and sample a tiny Gemma 4 on arithmetic (under 8 minutes)"
 	@echo "make demo-real  SFT and DPO on the rules of a linter and its fixes of real code"
-	@echo "make demo-loop  rounds of verified preferences: a tiny Gemma 4 unlearns its slips (under 15 minutes)"
+	@echo "make demo-loop  rounds of verified preferences: a tiny Gemma 4 unlearns its slips (13 minutes of CPU)"
 	@echo "make test       the whole test suite"
 	@echo "make check      format, lint, types, import rules"
 
