@@ -32,8 +32,8 @@ from eval.verdicts import Judging
 from gemma4_jax.distributed import is_main
 from gemma4_jax.errors import UserError, unknown
 
-# So many refusals before any answer, and nothing will be answered.
-_HOPELESS = 16
+# So many items refused before any answer, and nothing will be answered. Items: one has many samples.
+_HOPELESS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class _Desk:
         """Keep an answer and have it judged; a refusal is only counted: the next run asks again."""
         if isinstance(reply, Refusal):
             self.refused.append(f"{ask.task} item {ask.item.id}: {reply.why}")
-            if not self.answered and len(self.refused) >= _HOPELESS:
+            if not self.answered and len(set(self.refused)) >= _HOPELESS:
                 raise UserError(f"nothing can be asked; {self.refused[0]}")
             return
         made = generation(ask, reply)
