@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from gemma4_jax.collectives import over_rows
 from gemma4_jax.config import FULL, SLIDING, DrafterConfig, ModelConfig
 from gemma4_jax.model.attention import KeyValues
 from gemma4_jax.model.block import Block, Context, Lent, cached_keys
@@ -36,7 +37,10 @@ Params = dict[str, Any]
 
 
 class Drafter(nn.Module):
-    """The drafter's module; dtype and parts as of `Transformer`."""
+    """The drafter's module; dtype and parts as of `Transformer`.
+
+    Over a mesh its parameters are whole on every device, and rows, heads and positions are cut as its target's.
+    """
 
     config: DrafterConfig
     dtype: Any = jnp.float32
@@ -105,7 +109,8 @@ class Drafter(nn.Module):
             self.centroids.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        _, clusters = jax.lax.top_k(near, self.config.centroids.active)
+        active = self.config.centroids.active
+        clusters = over_rows(lambda near: jax.lax.top_k(near, active)[1], near)
         ids = self.token_ordering[clusters].reshape(y.shape[0], -1)
         rows = self.embed.table[ids].astype(self.dtype)
         return ids, jnp.einsum("ba,bna->bn", y, rows, preferred_element_type=jnp.float32)
@@ -119,9 +124,13 @@ class Drafter(nn.Module):
 
     def likeliest(self, y: Float[Array, "B A"]) -> Int[Array, " B"]:
         """The id with the largest logit of each row."""
-        ids, values = self.scored(y)
-        best = jnp.argmax(values, axis=-1)[:, None]
-        return jnp.take_along_axis(ids, best, axis=1)[:, 0].astype(jnp.int32)
+
+        def best(ids: Array, values: Array) -> Array:
+            at = jnp.argmax(values, axis=-1)[:, None]
+            return jnp.take_along_axis(ids, at, axis=1)[:, 0].astype(jnp.int32)
+
+        found: Array = over_rows(best, *self.scored(y))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +171,10 @@ def draft(
     """`steps` (at most `room`, which is static) guesses at what follows `token`; zeros behind them.
 
     cache: the target's, up to the token before. hidden: the target's after its final norm, of that token.
-    Rings need a slack of 1 for what the first guess of a full window sees.
+    Rings need a slack of 1 for what the first guess of a full window sees. Over a mesh the cache is read as the
+    target's own parts do.
     """
+    drafter = drafter.clone(parts=target.parts)
     lent = lend(target.config, target_params, cache, target.dtype)
     embedder = Embedder(target.config, target.dtype)
     table = {"params": target_params["embed"]}

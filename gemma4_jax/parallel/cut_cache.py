@@ -12,6 +12,7 @@ Letters: B batch, C new tokens, S positions held by one device, N query heads, K
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -40,8 +41,24 @@ def attend_held(
     mesh = mesh_over(q.shape)
     if mesh is None:
         return held.attend_held(config, q, kv, facts, window)
+    # A drafter may have fewer heads than there are devices of its target's; each device then computes a copy.
+    copies = mesh.shape["tensor"] // math.gcd(q.shape[2], mesh.shape["tensor"])
+    q = jnp.repeat(q, copies, axis=2) if copies > 1 else q
     if isinstance(kv, KeyValues):
-        return _attend_ring(config, q, kv, facts, window, mesh)
+        out = _attend_ring(config, q, kv, facts, window, mesh)
+    else:
+        out = _attend_full(config, q, kv, facts, mesh)
+    return out[:, :, ::copies] if copies > 1 else out
+
+
+def _attend_full(
+    config: ModelConfig,
+    q: Array,
+    kv: Held,
+    facts: TokenFacts,
+    mesh: Any,
+) -> Array:
+    """`held.attend_held` on every device's own rows, heads and positions."""
     layer, whole, rows = kv.layer, PartitionSpec(), PartitionSpec(BATCH)
     of_q, of_entry = PartitionSpec(BATCH, None, "tensor"), _specs(kv.entry, kv.layer, mesh)
     is_cut = of_entry["value"][3] is not None

@@ -7,12 +7,15 @@ Here: the host's side. Not here: the model (`model/drafter.py`), verification.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma4_jax.build import Model
 from gemma4_jax.checkpoint import load_drafter
@@ -104,6 +107,9 @@ class Drafter(Protocol):
     @property
     def reads_hidden(self) -> bool: ...
 
+    def placed(self, mesh: Mesh | None) -> Drafter:
+        """The same, for a target that lies over a mesh; None: on one device."""
+
     def propose(
         self, histories: Sequence[History | None], most: np.ndarray, target: Target
     ) -> Drafts | None:
@@ -116,6 +122,10 @@ class Lookup:
 
     lengths: tuple[int, ...] = LENGTHS
     reads_hidden: bool = False
+
+    def placed(self, mesh: Mesh | None) -> Lookup:
+        """Itself: it is on the host."""
+        return self
 
     def propose(
         self, histories: Sequence[History | None], most: np.ndarray, target: Target
@@ -139,6 +149,13 @@ class ModelDrafter:
     model: DraftModel
     lengths: tuple[int, ...] = LENGTHS
     reads_hidden: bool = True
+
+    def placed(self, mesh: Mesh | None) -> ModelDrafter:
+        """Its parameters whole on every device of the mesh: they are few beside the target's."""
+        if mesh is None:
+            return self
+        params = jax.device_put(self.model.params, NamedSharding(mesh, PartitionSpec()))
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, params=params))
 
     def propose(
         self, histories: Sequence[History | None], most: np.ndarray, target: Target

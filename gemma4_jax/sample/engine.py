@@ -108,8 +108,7 @@ class Engine:
                 f"max_context must be from 1 to {largest} (the model's {config.max_position} positions, "
                 f"max_tokens {pages * page_size}{of_parts}), got {max_context}"
             )
-        if drafter is not None and drafter.reads_hidden and mesh is not None:
-            raise UserError("a drafter's model runs on one device; over a mesh use ngram")
+        drafter = None if drafter is None else drafter.placed(mesh)
         self.model, self.max_slots = model, max_slots
         # Tokens of a row in a dispatch: without drafts, where there might have been some, one at a time.
         steps = steps if drafter is None else 1

@@ -10,7 +10,7 @@ Letters: r rows of a call, R rows that decode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,6 +290,7 @@ class Device:
         """For 1, 2, 4, ... rows of each part, up to `most_rows` in all; ends with one."""
         filters = Filters(), programs.filters_for_top_k(CANDIDATES[0])
         programs.forget_keys()  # those of an engine elsewhere: what makes them is compiled for this mesh too
+        hidden: dict[int, jax.Array] = {}  # by rows of a chunk
         with over(self._mesh):
             for rows, size in self.sizes:
                 nobody = [()] * rows
@@ -297,7 +298,7 @@ class Device:
                 for each in filters:
                     nothing = programs.settings_of([None] * rows)
                     zeros = np.zeros(rows, np.int32)
-                    programs.first(
+                    _, hidden[rows] = programs.first(
                         self._module, self._params, self._pool, self._reading, read.table, read.places, zeros,
                         read.stream, read.token, nothing, zeros, zeros, _padded([()] * rows), self._blocked,
                         filters=each, mask=None,
@@ -308,12 +309,12 @@ class Device:
             while rows <= most_rows:
                 self.resize([None] * rows)
                 for each in filters:
-                    self._warm_rows(rows, each)
+                    self._warm_rows(rows, each, hidden)
                 rows *= 2
             while self.rows > self.parts:
                 self.resize([None] * (self.rows // 2))
 
-    def _warm_rows(self, rows: int, filters: Filters) -> None:
+    def _warm_rows(self, rows: int, filters: Filters, hidden: Mapping[int, jax.Array]) -> None:
         asked = Asked(
             requests=[None] * rows, pages=[()] * rows, outputs=[()] * rows, stop_ids=[()] * rows
         )
@@ -323,18 +324,22 @@ class Device:
         )
         if self._drafter is not None:
             none = np.zeros(rows, np.int32)
-            self._drafter.propose([None] * rows, none, self.target(asked.pages))
-            drafts = np.zeros((rows, self._drafter.lengths[-1]), np.int32)
+            made = self._drafter.propose([None] * rows, none, self.target(asked.pages))
+            # A model's stay on the device, where they lie over a mesh as others do not.
+            drafts = (
+                np.zeros((rows, self._drafter.lengths[-1]), np.int32)
+                if made is None
+                else made.tokens
+            )
             for length in self._drafter.lengths:
                 self._pool, self._state, _ = programs.verify_rows(
                     *self._all(asked), drafts, none, ends, self._blocked, filters=filters, length=length,
                     mask=None,
                 )  # fmt: skip
-        for read in {rows for rows, _ in self.sizes}:
-            hidden = jnp.zeros((read, self._config.d_model), self._module.dtype)
+        for behind in hidden.values():
             self._state = programs.enter(
                 self._state, zero, self._reading, zero, zero, zero, zero, zero,
-                programs.settings_of([None]), *self._drafted_from(hidden, 0),
+                programs.settings_of([None]), *self._drafted_from(behind, 0),
             )  # fmt: skip
         self.save_decoding(0, 0)
 

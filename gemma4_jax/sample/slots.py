@@ -114,7 +114,7 @@ def first(
     _, chosen = decode.first_token(
         module, params, read, hidden, settings, limit, stop_ids, blocked, filters, generated, mask
     )
-    return on_every_device(chosen), hidden[:, 0]
+    return on_every_device(chosen), memory.placed_rows(hidden[:, 0])
 
 
 def enter(

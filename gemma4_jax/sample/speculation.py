@@ -26,6 +26,7 @@ from gemma4_jax.model.cache import Cache
 from gemma4_jax.model.drafter import Drafter
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.sample import decode, slots
+from gemma4_jax.sample import engine_memory as memory
 from gemma4_jax.sample.decode import Chosen, DecodeState, Params
 from gemma4_jax.sample.sampling import Drawn, Filters
 from gemma4_jax.sample.slots import Pool, Rows
@@ -113,7 +114,7 @@ def verify_rows(
     )
     pool, rows = slots.parts(module.config, state, after)
     if state.hidden is not None:
-        rows = dataclasses.replace(rows, hidden=hidden)
+        rows = dataclasses.replace(rows, hidden=memory.placed_rows(hidden))
     return pool, rows, on_every_device(chosen)
 
 
@@ -130,6 +131,9 @@ def draft_rows(
 ) -> Int[Array, "R room"]:
     """`model.drafter.draft` of an engine's rows."""
     cache = slots.whole(module.config, pool, state, table).cache
-    return drafting.draft(
-        drafter, drafter_params, module, params, cache, state.token, state.hidden, steps, room
+    drafts: Array = on_every_device(
+        drafting.draft(
+            drafter, drafter_params, module, params, cache, state.token, state.hidden, steps, room
+        )
     )
+    return drafts

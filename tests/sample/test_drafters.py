@@ -32,6 +32,10 @@ class Counted:
         self.drafter, self.rounds = drafter, []
         self.lengths, self.reads_hidden = drafter.lengths, drafter.reads_hidden
 
+    def placed(self, mesh):
+        self.drafter = self.drafter.placed(mesh)
+        return self
+
     def propose(self, histories, most, target):
         drafts = self.drafter.propose(histories, most, target)
         seen = [None if h is None else list(h.tokens) for h in histories]
