@@ -8,7 +8,7 @@ import pytest
 
 from gemma4_jax.errors import UserError
 from gemma4_jax.hlo import travels
-from gemma4_jax.sample import engine_programs
+from gemma4_jax.sample import constraints, engine_programs
 from gemma4_jax.sample.drafters import Lookup
 from gemma4_jax.sample.engine import Engine
 from tests.sample.meshes import over
@@ -128,6 +128,40 @@ def test_lookup_drafts_over_two_parts(model, spread):
     for stream, wanted in zip(streams, alone(model, cases), strict=True):
         same(stream.result(), wanted)
     assert engine.idle and engine.pages.in_use == 0
+
+
+def test_drafts_of_constrained_rows_in_two_parts(model, spread):
+    """With free and sampled rows beside them, in slots of both parts; what a grammar allows is drafted."""
+    pytest.importorskip("llguidance")
+    engine = Engine(spread, drafter=Lookup((3,)), **SIZES | dict(prefill_tokens=32))
+    device = engine._scheduler._device
+    bound, real = [], device.verify
+
+    def spy(wanted, drafts, masks=None):
+        dispatch = real(wanted, drafts, masks)
+        if masks is not None:
+            assert masks.shape[0] == len(wanted.requests) == device.rows
+            # Words of rows that may choose anything are -1.
+            rows = np.flatnonzero((masks != -1).any(axis=(1, 2)))
+            bound.extend((int(row) * 2 // device.rows, int(dispatch.count[row])) for row in rows)
+        return dispatch
+
+    device.verify = spy
+    encode = model.tokenizer.encode
+    pears = constraints.regex("(17 pears, ){5}3 apples")
+    cases = [
+        (encode("17 pears, 17 pears, "), dict(constraint=pears)),
+        (encode("3 apples and 17 pears"), dict(constraint=constraints.regex("[a-z ,0-9]{9,30}"))),
+        (encode("3 apples"), dict(constraint=pears, prefix="17 p", temperature=1.0, seed=[5])),
+        (encode("3 apples, 3 apples, "), dict(ignore_eos=True, temperature=1.0, seed=[6])),
+    ]
+    cases = [(prompt, dict(max_new_tokens=70, **more)) for prompt, more in cases]
+    streams = [engine.submit(prompt, **options) for prompt, options in cases]
+    for stream, wanted in zip(streams, alone(model, cases), strict=True):
+        same(stream.result(), wanted)
+    assert engine.idle and engine.pages.in_use == 0
+    # Drafts were kept along masks in both parts.
+    assert {part for part, count in bound if count > 1} == {0, 1}
 
 
 PROGRAMS = ("prefill", "first", "enter", "continue_rows", "resize", "load")
