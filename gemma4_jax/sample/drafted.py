@@ -45,7 +45,7 @@ class DraftedSampler:
     """
 
     def __init__(self, model: Model, drafter: Drafter, *, cache_dtype: Any = None) -> None:
-        self.model, self._drafter = model, drafter
+        self.model, self._drafter = model, drafter.placed(mesh_of(model.params))
         # Complains now, not at the first answer.
         self._cache_dtype = held_dtype(cache_dtype or model.module.dtype, DTYPES)
 
