@@ -49,12 +49,26 @@ class Beams:
         return pages_wanted(self.count, len(request.prompt), request.max_new_tokens, size)
 
     def begin(
-        self, device: Device, place: int, pages: list[int], size: int, hidden: jax.Array, at: int
+        self,
+        device: Device,
+        part: int,
+        place: int,
+        pages: list[int],
+        size: int,
+        hidden: jax.Array,
+        at: int,
     ) -> None:
-        """The prompt has been read in a place, into pages; hidden[at] of [r, D] says what comes next."""
+        """The prompt has been read, in a place and pages of a part; hidden[at] of [r, D] says what follows."""
         held = len(self.row.request.prompt)
         self._rows = BeamRows(
-            device, self.count, place=place, held=held, pages=pages, spare=self.spare, size=size
+            device,
+            self.count,
+            part=part,
+            place=place,
+            held=held,
+            pages=pages,
+            spare=self.spare,
+            size=size,
         )
         ids, logprobs = device.likeliest(hidden, self._continuations)
         self._take(ids[at : at + 1], logprobs[at : at + 1])

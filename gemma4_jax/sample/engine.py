@@ -95,7 +95,7 @@ class Engine:
         parts = rows_over(mesh)
         slots, pages = _shared_out(max_slots, parts), max_tokens // (parts * page_size)
         config = model.config
-        of_parts = f" for each of {parts} parts of rows" if parts > 1 else ""
+        of_parts = _of_parts(parts)
         if not pages:
             raise UserError(
                 f"max_tokens {max_tokens} is less than one page of {page_size} positions (page_size)"
@@ -180,27 +180,25 @@ class Engine:
         """The best `beams` texts that a search with so many beams finds, the best first (`beam_search.py`).
 
         options: of `submit`, those of sampling left out. The search runs in rows of its own while other
-        requests go on; its pages are taken before it begins. Not over a mesh that cuts rows.
+        requests go on; its pages are taken before it begins. Where a mesh cuts rows, all of its rows and pages
+        are of one part.
         """
-        parts = len(self.pages.parts)
-        if parts > 1:
-            raise UserError(
-                f"beam search keeps its rows together, and this mesh cuts rows in {parts} parts (data, fsdp, "
-                "expert); load the model over tensor and seq alone, or without a mesh"
-            )
         how = BeamOptions(beams=beams, length_penalty=length_penalty, early_stopping=early_stopping)
         asked = Options(**options)
         (row,) = rows_for(self.model, [prompt], asked)
         self._check(row)
         searching = beams_of(self.model, row, asked, how)
-        if beams > self.max_slots:
-            raise UserError(f"beams must be at most max_slots {self.max_slots}, got {beams}")
-        size = self.pages.size
+        parts, mine, size = len(self.pages.parts), self.pages.parts[0], self.pages.size
+        of_parts = _of_parts(parts)
+        if beams > self.max_slots // parts:
+            raise UserError(
+                f"beams must be at most max_slots {self.max_slots // parts}{of_parts}, got {beams}"
+            )
         wanted = -(-len(row.request.prompt) // size) + searching.pages_wanted(size)
-        if wanted > self.pages.count:
+        if wanted > mine.count:
             raise UserError(
                 f"{beams} beams of {row.request.max_new_tokens} tokens may need {wanted * size} positions; "
-                f"max_tokens is {self.pages.count * size}: lower beams or max_new_tokens"
+                f"max_tokens is {mine.count * size}{of_parts}: lower beams or max_new_tokens"
             )
         (stream,) = self._scheduler.add([row], searching)
         try:
@@ -251,6 +249,10 @@ class Engine:
         most 64, penalties, constraints and likeliest ids bring programs of their own.
         """
         self._scheduler.warm_up()
+
+
+def _of_parts(parts: int) -> str:
+    return f" for each of {parts} parts of rows" if parts > 1 else ""
 
 
 def _shared_out(max_slots: int, parts: int) -> int:

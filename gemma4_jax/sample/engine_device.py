@@ -236,11 +236,13 @@ class Device:
             self._state, rows, np.array([row is not None for row in source])
         )
 
-    # Beams: rows of their own over the same pages, which whoever searches keeps
+    # Beams: rows of their own over the same pages, which whoever searches keeps; of every part as many
 
-    def fork(self, place: int, held: int, count: int) -> Rows:
-        """`count` rows that begin as a row that was read, and holds so many tokens."""
-        rows: Rows = beam_programs.fork(self._reading, np.int32(place), np.int32(held), count)
+    def fork(self, place: int, held: int, beams: int) -> Rows:
+        """`beams` rows of each part; those of a place's part begin as what was read there: `held` tokens."""
+        rows: Rows = beam_programs.fork(
+            self._reading, np.int32(place), np.int32(held), beams, self.parts
+        )
         return rows
 
     def follow(
@@ -251,7 +253,7 @@ class Device:
         return after
 
     def copy_pages(self, source: np.ndarray, to: np.ndarray) -> None:
-        """Pages to[i] become pages source[i]."""
+        """`engine_memory.copy_pages`."""
         self._pool = beam_programs.copy_pages(self._pool, source, to)
 
     def go_on_beams(

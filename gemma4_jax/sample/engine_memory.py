@@ -25,14 +25,15 @@ from jaxtyping import Array, Int
 from gemma4_jax.config import SLIDING, ModelConfig
 from gemma4_jax.model.cache import Compression, entry_axes, init_cache
 from gemma4_jax.model.layout import segments
-from gemma4_jax.sharding import BATCH, current_mesh, spec
+from gemma4_jax.sharding import BATCH, TOKENS, current_mesh, spec
 
 # Entries of a cache by [segment][slot], of full layers or of sliding ones alone; None for the others.
 Pool = Any
 Rings = Any  # leaves [n, m, R, S, K, H]
 
-# Of the leaves of rings, and of arrays [R, ...].
+# Of the leaves of rings, of pages, and of arrays [R, ...].
 _RINGS = PartitionSpec(None, None, BATCH, None, "tensor")
+_PAGES = PartitionSpec(None, None, BATCH, TOKENS, "tensor")
 ROWS = PartitionSpec(BATCH)
 
 
@@ -107,12 +108,15 @@ def placed_rows(tree: Any) -> Any:
 
 def placed_rings(rings: Rings) -> Rings:
     """Rings, said to be cut as `placed` does."""
+    return _placed(rings, (None, None, "cache_rows", None, "cache_heads", None))
+
+
+def _placed(tree: Any, axes: tuple[str | None, ...]) -> Any:
     mesh = current_mesh()
     if mesh is None:
-        return rings
-    axes = (None, None, "cache_rows", None, "cache_heads", None)
+        return tree
     return jax.tree.map(
-        lambda leaf: jax.lax.with_sharding_constraint(leaf, spec(axes, leaf.shape, mesh)), rings
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, spec(axes, leaf.shape, mesh)), tree
     )
 
 
@@ -155,6 +159,31 @@ def load(to: Rings, rings: Rings, place: Array, row: Array) -> Rings:
     return placed_rings(
         in_parts(own, (_RINGS, _RINGS, whole, whole), _RINGS, to, rings, place, row)
     )
+
+
+def copies(rings: Rings, place: Array, count: int) -> Rings:
+    """`count` rows of every part: copies of the row `place`, in its part; those of others mean nothing."""
+
+    def own(part: Array | int, rings: Rings, place: Array) -> Rings:
+        def one(leaf: Array) -> Array:
+            at = jnp.broadcast_to(_own(part, place, leaf.shape[2]), (count,))
+            return leaf.at[:, :, at].get(mode="clip")
+
+        return jax.tree.map(one, rings)
+
+    return in_parts(own, (_RINGS, PartitionSpec()), _RINGS, rings, place)
+
+
+def copy_pages(pool: Pool, source: Int[Array, " r"], to: Int[Array, " r"]) -> Pool:
+    """Pages to[i] become pages source[i], of the part that i is of; each has as many. NO_PAGE: nothing does."""
+
+    def own(_: Array | int, pool: Pool, source: Array, to: Array) -> Pool:
+        return jax.tree.map(
+            lambda leaf: leaf.at[:, :, to].set(leaf[:, :, source], mode="drop"), pool
+        )
+
+    copied = in_parts(own, (_PAGES, ROWS, ROWS), _PAGES, pool, source, to)
+    return _placed(copied, (None, None, "cache_rows", "cache_positions", "cache_heads", None))
 
 
 def select(tree: Any, rows: Int[Array, " r"]) -> Any:

@@ -157,7 +157,7 @@ class Scheduler:
         def rank(part: int) -> tuple[int, int, int]:
             pages = self.pages.parts[part]
             chunks = pages.find(task.tokens).tokens // self._prompts.longest
-            return -chunks, len(self._active(part)), -pages.available
+            return -chunks, self._rows(part), -pages.available
 
         return sorted(parts, key=rank)
 
@@ -213,7 +213,7 @@ class Scheduler:
             if task.beams is not None:
                 self._searching.append(task)
                 size = self.pages.size
-                given = self._device, place, task.pages, size, hidden, i
+                given = self._device, task.part, place, task.pages, size, hidden, i
                 self._further(task, task.beams.begin, *given)
                 continue
             if not dispatch.done[i]:

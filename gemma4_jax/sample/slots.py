@@ -58,7 +58,7 @@ def empty_rows(rings: Rings, rows: int, hidden: tuple[int, Any] | None = None) -
     zeros = jnp.zeros((rows,), jnp.int32)
     done = jnp.ones((rows,), bool)
     states = None if hidden is None else jnp.zeros((rows, hidden[0]), hidden[1])
-    return _placed(Rows(rings, zeros, zeros, done, zeros, zeros, neutral_settings(rows), states))
+    return placed(Rows(rings, zeros, zeros, done, zeros, zeros, neutral_settings(rows), states))
 
 
 def prefill(
@@ -147,7 +147,7 @@ def enter(
     )
     after = memory.replace(before, row, new)
     loaded = memory.load(state.rings, rings, place, row)
-    return _placed(dataclasses.replace(after, rings=loaded))
+    return placed(dataclasses.replace(after, rings=loaded))
 
 
 def continue_rows(
@@ -209,7 +209,7 @@ def choose_rows(
         settings=after.settings,
         hidden=None if state.hidden is None else hidden[:, 0],
     )
-    return _placed(rows), on_every_device(chosen)
+    return placed(rows), on_every_device(chosen)
 
 
 def with_penalties(state: Rows, vocab_size: int) -> Rows:
@@ -232,7 +232,7 @@ def resize(state: Rows, source: Int[Array, " R"], used: Bool[Array, " R"]) -> Ro
     """
     moved = memory.select(dataclasses.replace(state, rings=None), source)
     rings = memory.take(state.rings, source)
-    return _placed(dataclasses.replace(moved, rings=rings, done=moved.done | ~used))
+    return placed(dataclasses.replace(moved, rings=rings, done=moved.done | ~used))
 
 
 def whole(config: ModelConfig, pool: Pool, state: Rows, table: Int[Array, "R M"]) -> DecodeState:
@@ -248,10 +248,10 @@ def parts(config: ModelConfig, before: Rows, after: DecodeState) -> tuple[Pool, 
         rings, after.cache.length, after.token, after.done, after.generated, after.limit, after.settings,
         before.hidden,
     )  # fmt: skip
-    return memory.placed(config, pool), _placed(rows)
+    return memory.placed(config, pool), placed(rows)
 
 
-def _placed(state: Rows) -> Rows:
+def placed(state: Rows) -> Rows:
     """The state, said to be cut over the current mesh along its rows."""
     rest = memory.placed_rows(dataclasses.replace(state, rings=None))
     return dataclasses.replace(rest, rings=memory.placed_rings(state.rings))

@@ -8,7 +8,7 @@ import pytest
 
 from gemma4_jax.errors import UserError
 from gemma4_jax.hlo import travels
-from gemma4_jax.sample import constraints, engine_programs
+from gemma4_jax.sample import beam_programs, constraints, engine_programs
 from gemma4_jax.sample.drafters import Lookup
 from gemma4_jax.sample.engine import Engine
 from tests.sample.meshes import over
@@ -164,14 +164,58 @@ def test_drafts_of_constrained_rows_in_two_parts(model, spread):
     assert {part for part, count in bound if count > 1} == {0, 1}
 
 
-PROGRAMS = ("prefill", "first", "enter", "continue_rows", "resize", "load")
+def test_beams_are_in_one_part(model, spread, monkeypatch):
+    """The second while a request is in the first, then the first; the texts and scores of one device."""
+    sizes = SIZES | dict(max_slots=8, prefill_tokens=32)
+    plain, engine, parts, compiled = Engine(model, **sizes), Engine(spread, **sizes), [], []
+    scheduler = engine._scheduler
+    real = scheduler._further
+    scheduler._further = lambda task, *rest: (parts.append(task.part), real(task, *rest))[1]
+    rng = np.random.default_rng(6)
+    company, *prompts = (rng.integers(3, 330, n).tolist() for n in (15, 41, 37))
+    stop_ids = list(range(3, 250, 9))[:16]
+    options = dict(max_new_tokens=14, stop_ids=stop_ids, length_penalty=0.7)
+
+    def search(which, prompt):
+        parts.clear()
+        return which.beam_search(prompt, 4, **options)
+
+    def alike(found, wanted):
+        assert [(one.tokens, one.finish_reason) for one in found] == [
+            (one.tokens, one.finish_reason) for one in wanted
+        ]
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+    wanted = [search(plain, prompt) for prompt in prompts]
+    assert {one.finish_reason for found in wanted for one in found} == {"stop", "length"}
+    seen = spied(monkeypatch, beam_programs, ("fork", "follow", "copy_pages"))
+    beside = engine.submit(company, max_new_tokens=60, ignore_eos=True)
+    next(beside)
+    alike(search(engine, prompts[0]), wanted[0])
+    assert set(parts) == {1} and engine.active == 1
+    same(beside.result(), alone(model, [(company, dict(max_new_tokens=60, ignore_eos=True))])[0])
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    try:
+        found = search(engine, prompts[1])
+    finally:
+        jax.monitoring.clear_event_listeners()
+    alike(found, wanted[1])
+    assert set(parts) == {0} and compiled == []
+    nothing_is_lost(engine)
+    assert len(seen) == 3
+    for name, program in seen.items():
+        assert not travels(program.as_text()), name
+        assert name == "fork" or program.memory_analysis().alias_size_in_bytes > 0  # in place
 
 
-def test_nothing_of_a_part_goes_to_another(spread, monkeypatch):
-    """Between parts go what was chosen and who is done, a few numbers a row: never memory, never weights."""
+def spied(monkeypatch, module, names):
+    """The compiled programs, by name, as soon as they have run."""
     seen = {}
-    for name in PROGRAMS:
-        program = getattr(engine_programs, name)
+    for name in names:
+        program = getattr(module, name)
 
         @functools.wraps(program)
         def spy(*args, name=name, program=program, **options):
@@ -179,7 +223,16 @@ def test_nothing_of_a_part_goes_to_another(spread, monkeypatch):
                 seen[name] = program.lower(*args, **options).compile()
             return program(*args, **options)
 
-        monkeypatch.setattr(engine_programs, name, spy)
+        monkeypatch.setattr(module, name, spy)
+    return seen
+
+
+PROGRAMS = ("prefill", "first", "enter", "continue_rows", "resize", "load")
+
+
+def test_nothing_of_a_part_goes_to_another(spread, monkeypatch):
+    """Between parts go what was chosen and who is done, a few numbers a row: never memory, never weights."""
+    seen = spied(monkeypatch, engine_programs, PROGRAMS)
     engine = Engine(spread, **TIGHT)
     device = engine._scheduler._device
     for memory in (device._pool, device._state.rings):
@@ -209,7 +262,10 @@ def test_what_does_not_divide_is_refused(model, spread):
         Engine(spread, **SIZES | dict(max_tokens=130, max_context=65))
     with pytest.raises(UserError, match=r"max_tokens 15 .* each of 2 parts .* at least 16"):
         Engine(spread, **SIZES | dict(max_tokens=15))
-    engine = Engine(spread, **SIZES)
-    with pytest.raises(UserError, match=r"beam search .* in 2 parts .* tensor and seq") as error:
-        engine.beam_search([4, 5, 6], 2, max_new_tokens=4)
-    assert "\n" not in str(error.value) and engine.idle
+    for beams, new, says in [
+        (3, 4, "beams must be at most max_slots 2 for each of 2 parts of rows, got 3"),
+        (2, 120, "2 beams .* may need .* max_tokens is 136 for each of 2 parts of rows"),
+    ]:
+        with pytest.raises(UserError, match=says) as error:
+            Engine(spread, **TIGHT).beam_search([4, 5, 6] * 3, beams, max_new_tokens=new)
+        assert "\n" not in str(error.value)

@@ -123,6 +123,20 @@ def test_an_engine_over_a_mesh(name, sizes, dtype):
         np.testing.assert_allclose(on_mesh.logprobs, on_one.logprobs, rtol=0, atol=1e-4)
 
 
+def test_beams_over_a_mesh_that_cuts_rows_heads_and_positions():
+    case = load_case("moe")
+    model = load(case.folder)
+    options = {"max_slots": 8, "max_tokens": 512, "page_size": 4, "prefill_tokens": 32}
+    prompt, stop_ids = case.vectors["input_ids"][1, :19].tolist(), list(range(3, 250, 9))[:16]
+    found, alone = (
+        Engine(one, **options).beam_search(prompt, 4, max_new_tokens=14, stop_ids=stop_ids)
+        for one in (over(model, {"expert": 2, "seq": 2, "tensor": 2}), model)
+    )
+    assert [one.tokens for one in found] == [one.tokens for one in alone]
+    for on_mesh, on_one in zip(found, alone, strict=True):
+        np.testing.assert_allclose(on_mesh.logprobs, on_one.logprobs, rtol=0, atol=1e-4)
+
+
 def test_engines_say_over_what_they_run():
     model = load(load_case("dense").folder)
     with pytest.raises(UserError, match="page_size"):
