@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     dtype = dtype_named(args.dtype)
     params = init_params(config, jax.random.key(0), dtype)
     kept = {} if args.compression is None else {"cache_compression": args.compression}
-    sampler = Sampler(build(config, params, dtype=dtype), max_batch=args.batch, **kept)
-    del params
+    model = build(config, params, dtype=dtype).for_decoding()
+    sampler = Sampler(model, max_batch=args.batch, **kept)
+    del params, model
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, config.vocab_size, (args.batch, args.prompt)).tolist()
 

@@ -2,13 +2,19 @@
 
     python -m benchmarks.engine --config CONFIG_JSON --users 1 8 32 --prompt 512 --new 64
 
-Every user asks at once, with a prompt of its own, greedy, no stop ids. Whole rates count all new tokens from
-the first submission to the last answer, reading included; decode rates those after the moment when every user
-has a token. Beside them the benchmark of rivals: `benchmarks.rivals.transformers_decode --batch USERS`.
+Every user asks at once, with a prompt of its own, greedy, no stop ids. Three passes:
+
+    whole     from the first submission to the last answer, reading and decoding side by side; all new tokens
+    prefill   prompts alone (one new token each); prompt tokens
+    decode    from the moment when every user has a token, while all of them go on, until each could have had
+              `new` more; new tokens. Nobody leaves before: users that began early have longer answers.
+
+Beside them: `benchmarks.rivals.llama_decode`, and `benchmarks.rivals.transformers_decode --batch USERS`.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,6 +26,12 @@ from gemma4_jax.errors import report_user_errors
 from gemma4_jax.model.transformer import init_params, num_params
 from gemma4_jax.sample.buckets import power_of_two
 from gemma4_jax.sample.engine import Engine
+from gemma4_jax.sample.stream import Stream
+
+Clock = tuple[float, float]  # seconds of wall clock, of CPU
+
+# Prompt tokens that are read, and tokens that a row gets, in a step: the engine's defaults.
+_CHUNK, _STEPS = 512, 8
 
 
 def main() -> None:
@@ -37,7 +49,8 @@ def main() -> None:
     args = parser.parse_args()
     with report_user_errors():
         config, dtype = config_of(args.config), dtype_named(args.dtype)
-        model = build(config, init_params(config, jax.random.key(0), dtype), dtype=dtype)
+        params = init_params(config, jax.random.key(0), dtype)
+        model = build(config, params, dtype=dtype).for_decoding()
         for users in args.users:
             measure(args, model, users)
 
@@ -45,44 +58,55 @@ def main() -> None:
 def measure(args: argparse.Namespace, model: Model, users: int) -> None:
     """One line."""
     slots = power_of_two(users)
-    each = -(-(args.prompt + args.new) // 128) * 128
+    # Tokens that the first user may get while the others' prompts are read.
+    lead = _STEPS * (users * -(-args.prompt // _CHUNK) + 1)
+    each = -(-(args.prompt + lead + args.new + _STEPS) // 128) * 128
     engine = Engine(
         model,
         max_slots=slots,
         max_tokens=slots * each,
         max_context=each,
+        prefill_tokens=_CHUNK,
+        steps=_STEPS,
         snapshots=1,
         cache_dtype=args.cache_dtype,
     )
     engine.warm_up()
     rng = np.random.default_rng(0)
 
-    def once() -> tuple[list[tuple[float, float]], list[float]]:
+    def submitted(new: int) -> list[Stream]:
         engine.pages.forget()
         prompts = rng.integers(3, model.config.vocab_size, (users, args.prompt)).tolist()
-        clocks = [(time.perf_counter(), time.process_time())]
-        streams = [engine.submit(p, max_new_tokens=args.new, ignore_eos=True) for p in prompts]
+        return [engine.submit(p, max_new_tokens=new, ignore_eos=True) for p in prompts]
+
+    def answered(new: int) -> tuple[Clock, list[float]]:
+        """What it took until everybody was done, and seconds to everybody's first token."""
+        begun = _clock()
+        streams = submitted(new)
         first = [0.0] * users
         while not engine.idle:
             engine.step()
-            now = time.perf_counter() - clocks[0][0]
+            now = _clock()[0] - begun[0]
             first = [at or now * stream.ready for at, stream in zip(first, streams, strict=True)]
-            if len(clocks) == 1 and all(first):
-                begun = sum(len(event.tokens) for stream in streams for event in stream.waiting)
-                clocks.append((time.perf_counter(), time.process_time()))
-        clocks.append((time.perf_counter(), time.process_time()))
-        left.append(users * args.new - begun)
-        return clocks, first
+        return _since(begun), first
 
-    left: list[int] = []
-    runs = [once() for _ in range(args.repeat)]
-    whole, decode = (
-        Timing(
-            wall=tuple(clocks[-1][0] - clocks[at][0] for clocks, _ in runs),
-            cpu=tuple(clocks[-1][1] - clocks[at][1] for clocks, _ in runs),
-        )
-        for at in (0, 1)
-    )
+    def together() -> tuple[Clock, int]:
+        """What it took while all users decoded, and how many tokens came meanwhile."""
+        streams = submitted(lead + args.new + _STEPS)
+        while not all(stream.ready for stream in streams):
+            engine.step()
+        before, begun = _tokens(streams), _clock()
+        while _tokens(streams) - before < users * args.new:
+            engine.step()
+        taken, after = _since(begun), _tokens(streams)
+        assert engine.active == users, "somebody was done before the others"
+        for stream in streams:
+            stream.cancel()
+        return taken, after - before
+
+    whole = [answered(args.new) for _ in range(args.repeat)]
+    prefill = [answered(1)[0] for _ in range(args.repeat)]
+    decode = [together() for _ in range(args.repeat)]
     emit(
         {
             "benchmark": "engine",
@@ -93,15 +117,33 @@ def measure(args: argparse.Namespace, model: Model, users: int) -> None:
             "params": num_params(model.config),
             "dtype": args.dtype,
             "cache_dtype": args.cache_dtype or args.dtype,
-            "whole": whole.rates(users * args.new),
-            "decode": decode.rates(min(left)),
+            "whole": _timing([taken for taken, _ in whole]).rates(users * args.new),
+            "prefill": _timing(prefill).rates(users * args.prompt),
+            "decode": _timing([taken for taken, _ in decode]).rates(min(n for _, n in decode)),
             "seconds_to_first_token": round(
-                float(np.mean([np.mean(first) for _, first in runs])), 3
+                float(np.mean([np.mean(first) for _, first in whole])), 3
             ),
             "peak_rss_mib": peak_rss_mib(),
             "jax": jax.__version__,
         }
     )
+
+
+def _clock() -> Clock:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(begun: Clock) -> Clock:
+    wall, cpu = _clock()
+    return wall - begun[0], cpu - begun[1]
+
+
+def _timing(taken: Sequence[Clock]) -> Timing:
+    return Timing(wall=tuple(wall for wall, _ in taken), cpu=tuple(cpu for _, cpu in taken))
+
+
+def _tokens(streams: Sequence[Stream]) -> int:
+    return sum(len(event.tokens) for stream in streams for event in stream.waiting)
 
 
 if __name__ == "__main__":

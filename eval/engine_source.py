@@ -68,6 +68,7 @@ class EngineSource:
             model = load(self._folder, dtype=self.model.dtype, mesh=mesh)
         else:
             model = training_run.load_step(self._folder, self.step, self.model.dtype, mesh)
+        model = model.for_decoding()
         drafter = open_drafter(self.model.drafter, model) if self.model.drafter else None
         return EngineBackend(
             Engine(

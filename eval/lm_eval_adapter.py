@@ -77,7 +77,7 @@ class Gemma4LM(TemplateLM):
         if isinstance(pretrained, str):
             from gemma4_jax.checkpoint import load
 
-            pretrained = load(pretrained, dtype=dtype)
+            pretrained = load(pretrained, dtype=dtype).for_decoding()
         if pretrained.tokenizer is None:
             raise UserError("this model has no tokenizer, so no text can be scored or generated")
         self._model, self._tokens = pretrained, pretrained.tokenizer

@@ -17,12 +17,13 @@ from jaxtyping import Array, Float
 
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError, unknown
+from gemma4_jax.model.apart import take_apart
 from gemma4_jax.model.block import REMAT_POLICIES, Remat
 from gemma4_jax.model.parts import Parts
 from gemma4_jax.model.transformer import Transformer
 from gemma4_jax.parallel.cut_cache import attend_held, remember
 from gemma4_jax.parallel.expert_dispatch import dispatch
-from gemma4_jax.parallel.kernels import attend_for, grouped_matmul_for
+from gemma4_jax.parallel.kernels import attend_for, grouped_matmul_for, unembed_for
 from gemma4_jax.parallel.zigzag import arrange, restore
 from gemma4_jax.sharding import mesh_of, over
 from gemma4_jax.text.tokenizer import Tokenizer
@@ -60,6 +61,7 @@ def transformer(
     parts = Parts(
         grouped_matmul=grouped_matmul_for(platform, gpu_kernels),
         routed_experts=dispatch,
+        unembed=unembed_for(platform),
         attend=attend_for(platform, gpu_kernels),
         arrange=arrange,
         restore=restore,
@@ -82,6 +84,22 @@ class Model:
     module: Transformer
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
+
+    def for_decoding(self) -> Model:
+        """This model laid out for decoding where it is (`model/apart.py`), which gives the same tokens.
+
+        On one CPU device in float32 the large matrices move, stack by stack: this model must not be used
+        afterwards. Elsewhere it is this one. Not for training, nor for saving.
+        """
+        platforms = {
+            device.platform
+            for leaf in jax.tree.leaves(self.params)
+            if isinstance(leaf, jax.Array)
+            for device in leaf.devices()
+        }
+        if platforms != {"cpu"} or mesh_of(self.params) or self.module.dtype != jnp.float32:
+            return self
+        return dataclasses.replace(self, params=take_apart(self.params))
 
     def logits(
         self, tokens: Any, positions: Any = None, segment_ids: Any = None

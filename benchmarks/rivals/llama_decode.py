@@ -91,12 +91,12 @@ def measure(args: argparse.Namespace, model: Any, users: int) -> None:
 
     once()
     runs = [once() for _ in range(args.repeat)]
-    whole, decode = (
+    whole, prefill, decode = (
         Timing(
-            wall=tuple(clocks[-1][0] - clocks[at][0] for clocks, _ in runs),
-            cpu=tuple(clocks[-1][1] - clocks[at][1] for clocks, _ in runs),
+            wall=tuple(clocks[end][0] - clocks[at][0] for clocks, _ in runs),
+            cpu=tuple(clocks[end][1] - clocks[at][1] for clocks, _ in runs),
         )
-        for at in (0, 1)
+        for at, end in ((0, 2), (0, 1), (1, 2))
     )
     emit(
         {
@@ -107,6 +107,7 @@ def measure(args: argparse.Namespace, model: Any, users: int) -> None:
             "prompt": args.prompt,
             "new": args.new,
             "whole": whole.rates(users * args.new),
+            "prefill": prefill.rates(users * args.prompt),
             "decode": decode.rates(users * (args.new - 1)),
             "seconds_to_first_token": round(
                 float(np.mean([np.mean(first) for _, first in runs])), 3

@@ -15,6 +15,7 @@ from gemma4_jax.checkpoint.safetensors import read_json
 from gemma4_jax.config import ModelConfig
 from gemma4_jax.errors import UserError
 from gemma4_jax.hf_config import config_from_hf, config_to_hf, generation_to_hf
+from gemma4_jax.model.apart import is_taken_apart
 from gemma4_jax.text.template import find_source
 from gemma4_jax.text.tokenizer import Tokenizer
 
@@ -75,6 +76,14 @@ def _config(folder: Path) -> dict[str, Any]:
     if not has_config:
         raise UserError(f"{folder}: no {CONFIG} here, so this is no model folder")
     return raw
+
+
+def refuse_taken_apart(model: Model) -> None:
+    """UserError for a model that cannot be saved as it is laid out."""
+    if is_taken_apart(model.params):
+        raise UserError(
+            "a model laid out for decoding (Model.for_decoding) cannot be saved; load it again and save that"
+        )
 
 
 def write_description(folder: Path, model: Model, dtype: str) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gemma4_jax.build import Model
-from gemma4_jax.checkpoint.description import CONFIG, write_description
+from gemma4_jax.checkpoint.description import CONFIG, refuse_taken_apart, write_description
 from gemma4_jax.checkpoint.folders import replacing
 from gemma4_jax.checkpoint.host import all_finite, host_block
 from gemma4_jax.config import ModelConfig
@@ -36,6 +36,7 @@ def save(model: Model, path: str | Path, *, overwrite: bool = False) -> None:
     """
     import orbax.checkpoint as ocp  # half a second, which loading a Hugging Face folder can spare
 
+    refuse_taken_apart(model)
     dtype = np.dtype(model.params["embed"]["table"].dtype).name
     with replacing(Path(path), is_store, "model folder", overwrite) as folder:
         with ocp.StandardCheckpointer() as checkpointer:

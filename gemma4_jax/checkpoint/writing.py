@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from gemma4_jax.build import Model, dtype_named
-from gemma4_jax.checkpoint.description import write_description, write_json
+from gemma4_jax.checkpoint.description import refuse_taken_apart, write_description, write_json
 from gemma4_jax.checkpoint.folders import replacing
 from gemma4_jax.checkpoint.host import host_block
 from gemma4_jax.checkpoint.huggingface import Part, TextTensor, prefix, text_tensors
@@ -56,6 +56,7 @@ def save_huggingface(
 
     Raises UserError if `path` is a file, holds something else, or cannot be written.
     """
+    refuse_taken_apart(model)
     stored = dtype_named(_at(model.params, ("embed", "table")).dtype if dtype is None else dtype)
     with replacing(Path(path), _is_export, "export", overwrite) as folder:
         _write_weights(folder, model, np.dtype(stored), max_shard_bytes)

@@ -93,11 +93,11 @@ def add_flags(
 
 
 def open_model(arguments: argparse.Namespace) -> Model:
-    """The model of the folder that was named, on the mesh that was asked for."""
+    """The model of the folder that was named, for decoding on the mesh that was asked for."""
     from gemma4_jax.checkpoint import load
 
     if arguments.mesh is None:
-        return load(arguments.model, dtype=arguments.dtype)
+        return load(arguments.model, dtype=arguments.dtype).for_decoding()
     import jax
 
     from gemma4_jax.sharding import make_mesh, read_sizes

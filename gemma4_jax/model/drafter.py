@@ -51,7 +51,7 @@ class Drafter(nn.Module):
         stack, width = self.config.stack, self.config.target_width
         # The query stands behind the newest key, and sees W + 1 keys where a target's own would see W.
         seeing = dataclasses.replace(stack, window=stack.window + 2)
-        self.embed = Embedder(stack, self.dtype)
+        self.embed = Embedder(stack, self.dtype, self.parts.unembed)
         self.blocks = tuple(
             Block(seeing, layer, self.dtype, self.parts, name=f"layer_{layer.index}")
             for layer in self.config.layers

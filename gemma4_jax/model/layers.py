@@ -6,7 +6,7 @@ Logical axis names are declared where a parameter is created; `sharding.py` says
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma4_jax.collectives import look_up
 from gemma4_jax.config import ModelConfig
-from gemma4_jax.model.weights import Adapted, Quantized, Stacked, project
+from gemma4_jax.model.weights import Adapted, Apart, Quantized, Stacked, project
 from gemma4_jax.sharding import Rules
 
 
@@ -96,7 +96,7 @@ def param(
 
     # Flax compares shapes leaf by leaf: what stands for a matrix is read past it.
     given: Any = module.get_variable("params", name)
-    if isinstance(given, Quantized | Adapted | Stacked):
+    if isinstance(given, Quantized | Adapted | Stacked | Apart):
         return given
     return module.param(name, declare)
 
@@ -177,11 +177,20 @@ class MLP(nn.Module):
         return project(hidden, down, "btf,fd->btd", self.dtype)
 
 
+def unembed(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
+    """float32 products of hidden states with every row of the table."""
+    return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+
 class Embedder(nn.Module):
-    """The token table, tied: rows scaled by sqrt(D) on the way in, unscaled for logits (spec 4.1, 4.9)."""
+    """The token table, tied: rows scaled by sqrt(D) on the way in, unscaled for logits (spec 4.1, 4.9).
+
+    unembed: how logits are computed.
+    """
 
     config: ModelConfig
     dtype: Any
+    unembed: Callable[[Array, Array], Array] = unembed
 
     def setup(self) -> None:
         """Declare the table."""
@@ -199,8 +208,7 @@ class Embedder(nn.Module):
 
     def decode(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits after the final soft cap."""
-        table = self.table.astype(self.dtype)
-        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        logits = self.unembed(hidden, self.table.astype(self.dtype))
         return soft_cap(logits, self.config.logit_softcap)
 
 

@@ -17,11 +17,14 @@ from gemma4_jax.config import LayerConfig, ModelConfig
 from gemma4_jax.model import attention, cache
 from gemma4_jax.model.attention import KeyValues
 from gemma4_jax.model.held import Held, attend_held
+from gemma4_jax.model.layers import unembed
 from gemma4_jax.model.moe import GroupedMatmul, RoutedExperts, experts_of_tokens
 from gemma4_jax.model.visibility import TokenFacts
 
 # Arguments and result of `model.attention.attend`.
 Attend = Callable[[ModelConfig, Array, KeyValues, TokenFacts, int | None], Array]
+# Arguments and result of `model.layers.unembed`.
+Unembed = Callable[[Array, Array], Array]
 # Arguments and result of `model.held.attend_held`.
 AttendHeld = Callable[[ModelConfig, Array, KeyValues | Held, TokenFacts, int | None], Array]
 # Arguments and result of `model.cache.remember`.
@@ -49,6 +52,7 @@ class Parts:
 
     grouped_matmul: GroupedMatmul = jax.lax.ragged_dot
     routed_experts: RoutedExperts = experts_of_tokens
+    unembed: Unembed = unembed
     # In training, where a row attends to itself.
     attend: Attend = attention.attend
     # In decoding, where new tokens attend to what a cache holds; and how they get into it.

@@ -21,7 +21,7 @@ from gemma4_jax.config import LayerConfig
 from gemma4_jax.model import cache as caching
 from gemma4_jax.model.block import Block, Carry, Context, Lent
 from gemma4_jax.model.layout import Run, Segment
-from gemma4_jax.model.weights import Stacked
+from gemma4_jax.model.weights import Apart, Stacked
 
 # As a Block's carry, with the entries of all slots of the segment.
 SegmentCarry = tuple[Array, tuple[caching.Entry, ...], Lent]
@@ -76,13 +76,17 @@ def step_segment(
 def _picked(params: Any, index: caching.Index, tokens: int, dtype: Any) -> Any:
     """One layer's weights; of its experts, where single tokens need few of them, where they are."""
 
-    def pick(path: Any, leaf: Array) -> Any:
+    def pick(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, Apart):
+            return leaf.of(*index)
         experts = path[0].key == "moe" and len(path) == 2 and leaf.ndim == 5  # no adapted ones
         if experts and tokens == 1 and leaf.dtype == dtype:
             return Stacked(leaf, tuple(jnp.asarray(i, jnp.int32) for i in index))
         return caching.pick(leaf, index)
 
-    return jax.tree_util.tree_map_with_path(pick, params)
+    return jax.tree_util.tree_map_with_path(
+        pick, params, is_leaf=lambda node: isinstance(node, Apart)
+    )
 
 
 def _loop(body: Callable[[Any, Any], Any], carry: Any, times: int) -> Any:

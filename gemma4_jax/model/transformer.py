@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma4_jax.config import FULL, SLIDING, LayerConfig, ModelConfig
+from gemma4_jax.model.apart import is_taken_apart
 from gemma4_jax.model.block import (
     Block,
     Context,
@@ -76,7 +77,7 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         """Declare the parts."""
-        self.embed = Embedder(self.config, self.dtype)
+        self.embed = Embedder(self.config, self.dtype, self.parts.unembed)
         if self.config.per_layer_input_width:
             self.per_layer_embed = PerLayerEmbedder(self.config, self.dtype)
         self.stacks = tuple(
@@ -261,7 +262,8 @@ class Transformer(nn.Module):
                 and segment.stop < stop
                 and (cache is None or layer.kind in carried)
             }
-            if cache is None and start == 0:
+            weights = stack.variables.get("params", {})
+            if cache is None and start == 0 and not is_taken_apart(weights):
                 inputs = None
                 if per_layer is not None:
                     inputs = per_layer[segment.start : segment.stop]
@@ -269,7 +271,6 @@ class Transformer(nn.Module):
                 repeat = jnp.arange(segment.repeats)
                 (x, mine, lending), _ = stack((x, mine, lending), context, lent, inputs, repeat)
             else:
-                weights = stack.variables["params"]
                 x, mine, lending = step_segment(
                     segment, self._block, weights, (x, mine, lending), context, lent, per_layer
                 )

@@ -1,8 +1,9 @@
 """What may stand in a parameter tree in the place of a matrix: itself, packed, or itself and an adapter.
 
-A weight is an array, a `Quantized` one, or an `Adapted` one of either. The last two are pytree nodes whose
-arrays lead with the axes that the matrix leads with (layers of a segment, of a run; experts), so that
-scans slice them as they slice arrays. `project` and `project_groups` multiply by any of them; an array is
+A weight is an array, a `Quantized` one, or an `Adapted` one of either; in decoding also one of a slot's layers,
+left where it lies (`Stacked`, `Apart`). `Quantized` and `Adapted` are pytree nodes whose arrays lead with the
+axes that the matrix leads with (layers of a segment, of a run; experts), so that scans slice them as they
+slice arrays. `project` and `project_groups` multiply by any of them; an array is
 multiplied as if this file did not exist. Nothing here materialises a low-rank product except `dense`.
 Not here: which matrices are adapted (`adapters.py`).
 
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 # What `jax.checkpoint` policies know the results of products with parameters by.
 PRODUCT = "product"
@@ -128,7 +129,25 @@ class Stacked:
         return shape
 
 
-Weight = Array | Quantized | Adapted | Stacked
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """A matrix of every layer of a slot, each an array of its own with its outputs first (`apart.py`).
+
+    Read-only; for decoding on CPU. `of` says which layer's is meant.
+    """
+
+    matrices: tuple[Any, ...]  # [O, I] of n x m layers, I and O one axis each
+    stack: tuple[int, int] = dataclasses.field(metadata={"static": True})  # (n, m)
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of a matrix: [*I, *O]
+    number: Any = None  # which one: an int, or int32
+
+    def of(self, repeat: Any, place: Any) -> Apart:
+        """That layer's."""
+        return dataclasses.replace(self, number=repeat * self.stack[1] + place)
+
+
+Weight = Array | Quantized | Adapted | Stacked | Apart
 
 
 def column_norms(weight: Adapted) -> Array:
@@ -151,6 +170,8 @@ def project(x: Array, weight: Weight, equation: str, dtype: Any) -> Array:
     operands, result = equation.split("->")
     left, right = operands.split(",")
     inputs = "".join(letter for letter in right if letter not in result)
+    if isinstance(weight, Apart):
+        return _product_apart(x, weight, len(inputs), dtype)
     if not isinstance(weight, Adapted):
         matrix = weight.values() if isinstance(weight, Quantized) else weight
         # By its name, since a policy does not see into a function with a gradient of its own.
@@ -164,6 +185,37 @@ def project(x: Array, weight: Weight, equation: str, dtype: Any) -> Array:
     if weight.magnitude is None:
         return out
     return out * weight.column_ratio().astype(dtype)
+
+
+def _product_apart(x: Array, weight: Apart, inputs: int, dtype: Any) -> Array:
+    """x [..., *I] times [*I, *O]; inputs: axes of I."""
+    kept, outputs = x.shape[: x.ndim - inputs], weight.shape[inputs:]
+    products = [
+        functools.partial(times_transposed, matrix=matrix.astype(dtype), dtype=dtype)
+        for matrix in weight.matrices
+    ]
+    x = x.reshape(math.prod(kept), -1)
+    if isinstance(weight.number, int):
+        out = products[weight.number](x)
+    else:
+        # A branch for each layer reads its matrix where it lies.
+        out = jax.lax.switch(weight.number, products, x)
+    return out.reshape(*kept, *outputs)
+
+
+def times_transposed(
+    x: Float[Array, "M I"], matrix: Float[Array, "O I"], dtype: Any
+) -> Float[Array, "M O"]:
+    """x times the transposed matrix in `dtype`, computed as matrix times columns.
+
+    XLA:CPU packs what is on the right of a product anew in every call: that should be the smaller of the two.
+    The barriers keep XLA from turning the product round.
+    """
+    if x.shape[0] == 1:
+        return jnp.matmul(matrix, x[0], preferred_element_type=dtype)[None]
+    columns = jax.lax.optimization_barrier(x.T)
+    product = jnp.matmul(matrix, columns, preferred_element_type=dtype)
+    return jax.lax.optimization_barrier(product).T
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -216,6 +268,7 @@ def project_groups(
         first = (repeat * places + place) * experts
         sizes = jax.lax.dynamic_update_slice(sizes, group_sizes, (first,))
         return grouped_matmul(rows, weight.stack.reshape(-1, *weight.shape[1:]), sizes)
+    assert not isinstance(weight, Apart), "apart.py leaves experts in their stacks"
     if not isinstance(weight, Adapted):
         return grouped_matmul(rows, _cast(weight, dtype), group_sizes)
     assert weight.magnitude is None, "adapters.py gives experts no DoRA"
@@ -226,7 +279,7 @@ def project_groups(
 
 def dense(weight: Weight) -> Array:
     """The array that a weight stands for; adapters merged into it, in float32. An array is itself."""
-    assert not isinstance(weight, Stacked), "only steps of decoding make these"
+    assert not isinstance(weight, Stacked | Apart), "these are for decoding alone"
     if not isinstance(weight, Adapted):
         return _values(weight) if isinstance(weight, Quantized) else weight
     w, a, b = weight.matrices()
