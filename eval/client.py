@@ -12,13 +12,13 @@ import json
 import os
 import random
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from eval.progress import say
 from gemma4_jax.errors import UserError
 
 KEY = "OPENAI_API_KEY"
@@ -29,6 +29,10 @@ _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 class Refused(Exception):
     """The server has read a request and will not do it; `str(error)`: why, in its words."""
+
+
+class Failed(Refused):
+    """The server answers others, and fails at this request whenever it is tried."""
 
 
 class Stopped(Exception):
@@ -141,6 +145,9 @@ class Client:
         with self._lock:
             self._open.add(connection)
         self._local.connection = connection
+        # Either `stop` finds it in the set, or what `stop` has set before is seen here.
+        if self._stopping.is_set():
+            raise Stopped
         return connection, False
 
     def _drop(self, connection: http.client.HTTPConnection) -> None:
@@ -173,7 +180,7 @@ class Client:
     def _give_up(self, since: float, why: str) -> None:
         if self._answered > since:
             # Others are answered: it is this request that the server fails at.
-            raise Refused(f"the server failed at it for {self._patience:g} s: {why}")
+            raise Failed(f"the server failed at it for {self._patience:g} s: {why}")
         raise UserError(
             f"{self.url} could not be reached for {self._patience:g} s ({why}); what was generated is kept, "
             "the same command goes on"
@@ -185,9 +192,7 @@ class Client:
             new = now - self._told > _LONGEST
             self._told = now if new else self._told
         if new:
-            print(
-                f"{self.url}: {why}; trying again for up to {self._patience:g} s", file=sys.stderr
-            )
+            say(f"{self.url}: {why}; trying again for up to {self._patience:g} s")
 
 
 def _message(content: bytes) -> str:

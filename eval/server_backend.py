@@ -8,14 +8,15 @@ stands in the body beside the rest, where these servers take it. Not here: conne
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from eval.asks import Ask
-from eval.backend import Refusal, Reply
-from eval.client import Client, Refused
+from eval.backend import Refusal, Refusals, Reply
+from eval.client import Client, Failed, Refused
 from eval.thoughts import thought_is_open
 from gemma4_jax.errors import UserError
 from gemma4_jax.text import control
@@ -33,6 +34,7 @@ class ServerBackend:
         self._client, self._model, self._in_flight = client, model, in_flight
         self._begin = self._end = time.perf_counter()
         self._tokens = 0
+        self._refusals, self._lock = Refusals(), threading.Lock()
 
     def answers(
         self, asks: Iterable[Ask]
@@ -81,12 +83,29 @@ class ServerBackend:
         return {"seconds": self._end - self._begin, "tokens": self._tokens}
 
     def _ask(self, ask: Ask) -> Reply | Refusal:
+        if known := self._refusals.known(ask):
+            return known
         start = time.perf_counter()
         try:
-            answer = self._client.post("/chat/completions", request_body(self._model, ask))
-        except Refused as error:
+            answer = self._post(ask)
+        except Failed as error:  # others are answered
             return Refusal(why=str(error))
+        except Refused as error:
+            with self._lock:  # of all that are refused now, one finds out
+                return self._refusals.judge(ask, str(error), self._attempt)
         return read_reply(answer, ask.settings["thinking"], time.perf_counter() - start)
+
+    def _post(self, ask: Ask) -> Any:
+        return self._client.post("/chat/completions", request_body(self._model, ask))
+
+    def _attempt(self, ask: Ask) -> str | None:
+        try:
+            self._post(ask)
+        except Failed:
+            return None
+        except Refused as error:
+            return str(error)
+        return None
 
 
 def request_body(model: str, ask: Ask) -> dict[str, Any]:

@@ -160,7 +160,14 @@ def test_filters_that_are_off_are_said_to_be_off_and_stops_are_sent(config, fake
 
 
 def test_many_requests_are_in_flight(config, fake):
-    fake.delay = 0.03
+    deadline = time.monotonic() + 20
+
+    def wait_for_others(body):
+        while body["temperature"] != 2.0 and fake.most < 8 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return Fake.obedient(body)
+
+    fake.text = wait_for_others
     go(config)
     assert fake.most == 8
 
@@ -224,6 +231,48 @@ def test_one_request_that_the_server_fails_at_is_left_out(config, fake, capsys):
     assert go(replace(config, server=server)) == 1
     assert len(stored(config)) == 16
     assert "4 of 20 could not be asked" in capsys.readouterr().err
+
+
+def too_long(fake, limit):
+    """Refuse prompts of more than so many letters, max_tokens counted as letters too."""
+
+    def fail(number):
+        body = fake.bodies[number]
+        wanted = len(body["messages"][0]["content"]) + body["max_tokens"]
+        error = {"message": f"context of {limit} exceeded", "type": "invalid_request_error"}
+        return (400, {}, {"error": error}) if wanted > limit else None
+
+    return fail
+
+
+def test_prompts_that_are_too_long_are_left_out_however_many_come_first(config, fake, capsys):
+    file = Path(config.tasks[0].partition("=")[2])
+    lengths = [60] * 20 + [1] * 4
+    rows = [{"id": str(i), "kind": "", "question": "?" * n} for i, n in enumerate(lengths)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fake.fail = too_long(fake, 60)
+    assert go(config) == 1
+    assert len(stored(config)) == 4 * 4
+    assert len(fake.asked) == 24 * 4 + 1  # once: is a prompt of a word too long as well?
+    error = capsys.readouterr().err
+    assert "80 of 96 could not be asked, the first: has_a item" in error
+    assert "the server says (400): context of 60 exceeded" in error
+
+
+def test_what_no_prompt_is_answered_with_is_found_out_once(config, fake, capsys):
+    """More max_tokens than the server has context: the other benchmark, with fewer, is answered."""
+    tasks = write_items(Path(config.workdir).parent / "data", 40)[:2]
+    most = replace(TASKS["has_e"].settings["thinking"], max_tokens=5000)
+    known = {"has_a": TASKS["has_a"], "has_e": replace(TASKS["has_e"], settings={"thinking": most})}
+    fake.fail = too_long(fake, 4000)
+    both = replace(config, tasks=tuple(tasks), generation=GenerationConfig(samples=1))
+    assert evaluate([both], [ServerSource(both.server)], known) == 1
+    assert {one.task for one in stored(both)} == {"has_a"} and len(stored(both)) == 40
+    # What was in flight when it was found out, and the question whether it is so.
+    assert sum(body["max_tokens"] == 5000 for body in fake.asked) <= both.server.in_flight + 1
+    error = capsys.readouterr().err
+    assert "warning: has_e cannot be asked with these settings at all: the server says" in error
+    assert "40 of 80 could not be asked" in error
 
 
 def test_a_stopped_run_does_not_wait_for_answers(config, fake):
