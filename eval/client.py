@@ -35,6 +35,10 @@ class Failed(Refused):
     """The server answers others, and fails at this request whenever it is tried."""
 
 
+class _Unreached(OSError):
+    """No connection; a request was not even sent."""
+
+
 class Stopped(Exception):
     """Nobody waits for the answer any more."""
 
@@ -72,6 +76,14 @@ class Client:
         """
         return self._insist("POST", path, json.dumps(body).encode())
 
+    def takes(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Whether the server answers this now; what is wrong otherwise is not said, and nothing tried again."""
+        try:
+            status, _, _ = self._once("POST", path, json.dumps(body).encode())
+        except (OSError, http.client.HTTPException):
+            return False
+        return status == 200
+
     def stop(self) -> None:
         """End what is under way, in all threads."""
         self._stopping.set()
@@ -88,19 +100,20 @@ class Client:
         since, pause = None, _FIRST
         while True:
             asked: float | None = None
+            reached = True
             try:
                 status, headers, content = self._once(method, path, body)
                 if status not in _PASSING:
                     return self._read(path, status, content)
                 why, asked = f"status {status}: {_message(content)}", _seconds(headers)
             except (OSError, http.client.HTTPException) as error:
-                why = _reason(error, self._timeout)
+                why, reached = _reason(error, self._timeout), not isinstance(error, _Unreached)
             if self._stopping.is_set():
                 raise Stopped
             now = time.monotonic()
             since = now if since is None else since
             if now - since >= self._patience:
-                self._give_up(since, why)
+                self._give_up(since, why, reached)
             self._tell(why)
             wait = pause * random.uniform(0.5, 1.5) if asked is None else asked
             # The last try is at the end of its patience, not before.
@@ -138,7 +151,10 @@ class Client:
             return connection, True
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=self._timeout)
-        connection.connect()
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _Unreached(error.errno, _reason(error, self._timeout)) from None
         # A server that vanished without a word is noticed in minutes, not at the end of a long answer's
         # timeout.
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -177,13 +193,15 @@ class Client:
                 f"{self.url}{path} did not answer with JSON: {content[:80]!r}"
             ) from None
 
-    def _give_up(self, since: float, why: str) -> None:
-        if self._answered > since:
+    def _give_up(self, since: float, why: str, reached: bool) -> None:
+        # A server that is shutting down answers what it has, and takes nothing new: that is no one's fault.
+        if reached and self._answered > since:
             # Others are answered: it is this request that the server fails at.
             raise Failed(f"the server failed at it for {self._patience:g} s: {why}")
+        what = "did not answer" if reached else "could not be reached"
         raise UserError(
-            f"{self.url} could not be reached for {self._patience:g} s ({why}); what was generated is kept, "
-            "the same command goes on"
+            f"{self.url} {what} for {self._patience:g} s ({why}); what was generated is kept, the same command "
+            "goes on"
         )
 
     def _tell(self, why: str) -> None:
@@ -217,5 +235,8 @@ def _seconds(headers: Mapping[str, str]) -> float | None:
 
 def _reason(error: Exception, timeout: float) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
+        return (
+            f"no answer within {timeout:g} s, --server.timeout; where few are answered at once, the rest of "
+            "--server.in-flight waits"
+        )
     return str(getattr(error, "strerror", None) or error or type(error).__name__)

@@ -17,6 +17,7 @@ from typing import Any
 from eval.asks import Ask
 from eval.backend import Refusal, Refusals, Reply
 from eval.client import Client, Failed, Refused
+from eval.probe import UNBENT
 from eval.thoughts import thought_is_open
 from gemma4_jax.errors import UserError
 from gemma4_jax.text import control
@@ -28,10 +29,10 @@ _HEARTBEAT = 0.5  # seconds
 
 
 class ServerBackend:
-    """Answers by a server. model: its name there."""
+    """Answers by a server. model: its name there. off: what it takes for a top_k that is off."""
 
-    def __init__(self, client: Client, model: str, in_flight: int) -> None:
-        self._client, self._model, self._in_flight = client, model, in_flight
+    def __init__(self, client: Client, model: str, in_flight: int, off: int) -> None:
+        self._client, self._model, self._in_flight, self._off = client, model, in_flight, off
         self._begin = self._end = time.perf_counter()
         self._tokens = 0
         self._refusals, self._lock = Refusals(), threading.Lock()
@@ -96,7 +97,7 @@ class ServerBackend:
         return read_reply(answer, ask.settings["thinking"], time.perf_counter() - start)
 
     def _post(self, ask: Ask) -> Any:
-        return self._client.post("/chat/completions", request_body(self._model, ask))
+        return self._client.post("/chat/completions", request_body(self._model, ask, self._off))
 
     def _attempt(self, ask: Ask) -> str | None:
         try:
@@ -108,8 +109,9 @@ class ServerBackend:
         return None
 
 
-def request_body(model: str, ask: Ask) -> dict[str, Any]:
-    """The body of a request. Filters that are off are said to be off: a server may have its own defaults."""
+def request_body(model: str, ask: Ask, off: int) -> dict[str, Any]:
+    """The body of a request. off: top_k that is none. Filters that are off are said to be off: a server may
+    have its own defaults."""
     given = ask.settings
     body: dict[str, Any] = {
         "model": model,
@@ -117,11 +119,12 @@ def request_body(model: str, ask: Ask) -> dict[str, Any]:
         "max_tokens": given["max_tokens"],
         "temperature": given["temperature"],
         "top_p": 1.0 if given["top_p"] is None else given["top_p"],
-        "top_k": -1 if given["top_k"] is None else given["top_k"],
+        "top_k": off if given["top_k"] is None else given["top_k"],
         "seed": ask.seed,
         "chat_template_kwargs": {"enable_thinking": given["thinking"]},
         # A server without a parser for thoughts would leave out the tokens that end them.
         "skip_special_tokens": False,
+        **UNBENT,
     }
     if given["stop"]:
         body["stop"] = given["stop"]
