@@ -257,7 +257,7 @@ def test_a_server_that_is_shutting_down_is_not_said_to_fail_at_items(config, fak
         if number < 30:
             return None
         fake.close()
-        if number % 2:
+        if number < 34:
             return 200, {"Connection": "close"}, fake.completion({"content": "last"})
         return None
 
