@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from eval.asks import Ask
@@ -27,9 +27,45 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Why an ask has no answer, though others may (it is longer than the context)."""
+    """Why an ask has no answer, though others may (it is longer than the context).
+
+    of_all: no prompt is taken that is asked so, however short.
+    """
 
     why: str
+    of_all: bool = False
+
+
+class Refusals:
+    """Which ways to ask a back end takes no prompt in: there the rest need not be tried.
+
+    What a refusal says does not tell ("too long": this prompt, or max_tokens alone?). A prompt of a word, asked
+    in the same way, does: once for each way, and only after a first refusal.
+    """
+
+    def __init__(self) -> None:
+        self._why: dict[str, str | None] = {}  # by way: why no prompt is taken; None: some are
+
+    def known(self, ask: Ask) -> Refusal | None:
+        """What to say without asking; None: ask."""
+        why = self._why.get(_way(ask))
+        return Refusal(why=why, of_all=True) if why else None
+
+    def judge(self, ask: Ask, why: str, attempt: Callable[[Ask], str | None]) -> Refusal:
+        """The refusal of an ask. attempt: asks, and says why it was refused; None: it was not."""
+        way = _way(ask)
+        if way not in self._why:
+            self._why[way] = attempt(_of_a_word(ask))
+        return self.known(ask) or Refusal(why=why)
+
+
+def _of_a_word(ask: Ask) -> Ask:
+    return replace(ask, messages=[{**message, "content": "Hi"} for message in ask.messages])
+
+
+def _way(ask: Ask) -> str:
+    """All of an ask but what its messages say."""
+    return repr((ask.settings, [message["role"] for message in ask.messages]))
 
 
 class Backend(Protocol):

@@ -81,10 +81,7 @@ def final_choice(
 
 def verdict(found: str | None, right: str) -> Verdict:
     """1 if the letter that was found is the right one."""
-    note = "no answer found" if found is None else ""
-    if found not in (None, right):
-        note = f"expected {right}"
-    return Verdict(score=float(found == right), extracted=found, note=note)
+    return Verdict.on(found, found == right, right)
 
 
 def _plain(text: str) -> str:

@@ -12,13 +12,13 @@ import json
 import os
 import random
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from eval.progress import say
 from gemma4_jax.errors import UserError
 
 KEY = "OPENAI_API_KEY"
@@ -29,6 +29,14 @@ _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 class Refused(Exception):
     """The server has read a request and will not do it; `str(error)`: why, in its words."""
+
+
+class Failed(Refused):
+    """The server answers others, and fails at this request whenever it is tried."""
+
+
+class _Unreached(OSError):
+    """No connection; a request was not even sent."""
 
 
 class Stopped(Exception):
@@ -68,6 +76,14 @@ class Client:
         """
         return self._insist("POST", path, json.dumps(body).encode())
 
+    def takes(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Whether the server answers this now; what is wrong otherwise is not said, and nothing tried again."""
+        try:
+            status, _, _ = self._once("POST", path, json.dumps(body).encode())
+        except (OSError, http.client.HTTPException):
+            return False
+        return status == 200
+
     def stop(self) -> None:
         """End what is under way, in all threads."""
         self._stopping.set()
@@ -84,19 +100,20 @@ class Client:
         since, pause = None, _FIRST
         while True:
             asked: float | None = None
+            reached = True
             try:
                 status, headers, content = self._once(method, path, body)
                 if status not in _PASSING:
                     return self._read(path, status, content)
                 why, asked = f"status {status}: {_message(content)}", _seconds(headers)
             except (OSError, http.client.HTTPException) as error:
-                why = _reason(error, self._timeout)
+                why, reached = _reason(error, self._timeout), not isinstance(error, _Unreached)
             if self._stopping.is_set():
                 raise Stopped
             now = time.monotonic()
             since = now if since is None else since
             if now - since >= self._patience:
-                self._give_up(since, why)
+                self._give_up(since, why, reached)
             self._tell(why)
             wait = pause * random.uniform(0.5, 1.5) if asked is None else asked
             # The last try is at the end of its patience, not before.
@@ -134,13 +151,19 @@ class Client:
             return connection, True
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=self._timeout)
-        connection.connect()
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _Unreached(error.errno, _reason(error, self._timeout)) from None
         # A server that vanished without a word is noticed in minutes, not at the end of a long answer's
         # timeout.
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with self._lock:
             self._open.add(connection)
         self._local.connection = connection
+        # Either `stop` finds it in the set, or what `stop` has set before is seen here.
+        if self._stopping.is_set():
+            raise Stopped
         return connection, False
 
     def _drop(self, connection: http.client.HTTPConnection) -> None:
@@ -170,13 +193,15 @@ class Client:
                 f"{self.url}{path} did not answer with JSON: {content[:80]!r}"
             ) from None
 
-    def _give_up(self, since: float, why: str) -> None:
-        if self._answered > since:
+    def _give_up(self, since: float, why: str, reached: bool) -> None:
+        # A server that is shutting down answers what it has, and takes nothing new: that is no one's fault.
+        if reached and self._answered > since:
             # Others are answered: it is this request that the server fails at.
-            raise Refused(f"the server failed at it for {self._patience:g} s: {why}")
+            raise Failed(f"the server failed at it for {self._patience:g} s: {why}")
+        what = "did not answer" if reached else "could not be reached"
         raise UserError(
-            f"{self.url} could not be reached for {self._patience:g} s ({why}); what was generated is kept, "
-            "the same command goes on"
+            f"{self.url} {what} for {self._patience:g} s ({why}); what was generated is kept, the same command "
+            "goes on"
         )
 
     def _tell(self, why: str) -> None:
@@ -185,9 +210,7 @@ class Client:
             new = now - self._told > _LONGEST
             self._told = now if new else self._told
         if new:
-            print(
-                f"{self.url}: {why}; trying again for up to {self._patience:g} s", file=sys.stderr
-            )
+            say(f"{self.url}: {why}; trying again for up to {self._patience:g} s")
 
 
 def _message(content: bytes) -> str:
@@ -212,5 +235,8 @@ def _seconds(headers: Mapping[str, str]) -> float | None:
 
 def _reason(error: Exception, timeout: float) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {timeout:g} s"
+        return (
+            f"no answer within {timeout:g} s, --server.timeout; where few are answered at once, the rest of "
+            "--server.in-flight waits"
+        )
     return str(getattr(error, "strerror", None) or error or type(error).__name__)

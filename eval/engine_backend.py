@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from eval.asks import Ask
-from eval.backend import Refusal, Reply
+from eval.backend import Refusal, Refusals, Reply
 from eval.thoughts import thought_is_open
 from gemma4_jax.errors import UserError
 from gemma4_jax.sample.engine import Engine
@@ -46,6 +46,7 @@ class EngineBackend:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._refusals = Refusals()
         self._measured = _Measured()
 
     def answers(
@@ -63,11 +64,11 @@ class EngineBackend:
                 taken = list(islice(waiting, room)) if more else []
                 more = more and len(taken) == room
                 for ask in taken:
-                    try:
-                        stream = engine.submit(ask.messages, **_options(ask))
-                        running.append((ask, stream, time.perf_counter()))
-                    except UserError as error:
-                        yield ask, Refusal(why=f"{error} ({_BOUNDS})")
+                    found = self._refusals.known(ask) or self._submit(ask)
+                    if isinstance(found, Refusal):
+                        yield ask, found
+                    else:
+                        running.append((ask, found, time.perf_counter()))
                 enough = len(running) >= engine.max_slots
                 start = time.perf_counter()
                 engine.step()
@@ -101,6 +102,19 @@ class EngineBackend:
             "engine_busy": m.steps / m.wall if m.wall else 0.0,
             "rows_in_use": m.full / m.supplied if m.supplied else 0.0,
         }
+
+    def _submit(self, ask: Ask) -> Stream | Refusal:
+        def attempt(short: Ask) -> str | None:
+            try:
+                self._engine.submit(short.messages, **_options(short)).cancel()
+            except UserError as error:
+                return f"{error} ({_BOUNDS})"
+            return None
+
+        try:
+            return self._engine.submit(ask.messages, **_options(ask))
+        except UserError as error:
+            return self._refusals.judge(ask, f"{error} ({_BOUNDS})", attempt)
 
     def _reply(self, ask: Ask, stream: Stream, done: Completion, seconds: float) -> Reply:
         tokenizer = self._engine.model.tokenizer

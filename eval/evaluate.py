@@ -10,6 +10,7 @@ main one alone has the store and scores. Not here: command lines (run.py, sweep.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,16 +25,13 @@ from eval.asks import Ask, Cell, as_json, choose, in_order, resolve
 from eval.backend import Refusal, Reply, Source, generation
 from eval.fingerprint import data_digest
 from eval.folder import RunFolder
-from eval.progress import Progress, Scores
+from eval.progress import Progress, Scores, say
 from eval.score import finish, open_tasks
 from eval.store import Store
 from eval.task import Item, Task
 from eval.verdicts import Judging
 from gemma4_jax.distributed import is_main
-from gemma4_jax.errors import UserError, unknown
-
-# So many items refused before any answer, and nothing will be answered. Items: one has many samples.
-_HOPELESS = 8
+from gemma4_jax.errors import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +53,28 @@ class _Desk:
     store: Store
     judging: Judging
     progress: Progress
-    answered: int = 0
-    refused: list[str] = field(default_factory=list)
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)  # by model and benchmark
+    example: str = ""  # the first that was refused
 
     def take(self, ask: Ask, reply: Reply | Refusal) -> None:
         """Keep an answer and have it judged; a refusal is only counted: the next run asks again."""
         if isinstance(reply, Refusal):
-            self.refused.append(f"{ask.task} item {ask.item.id}: {reply.why}")
-            if not self.answered and len(set(self.refused)) >= _HOPELESS:
-                raise UserError(f"nothing can be asked; {self.refused[0]}")
+            self._refuse(ask, reply)
             return
         made = generation(ask, reply)
         self.store.append(made)
         self.judging.add(made)
         self.progress.add(reply)
-        self.answered += 1
+
+    def _refuse(self, ask: Ask, refusal: Refusal) -> None:
+        """The first of a model and benchmark is told at once: there is time yet to change something."""
+        item, cell = f"{ask.task} item {ask.item.id}", (ask.model, ask.task)
+        if cell not in self.refused and refusal.of_all:
+            say(f"warning: {ask.task} cannot be asked with these settings at all: {refusal.why}")
+        elif cell not in self.refused:
+            say(f"warning: {item} is left out: {refusal.why}")
+        self.refused[cell] += 1
+        self.example = self.example or f"{item}: {refusal.why}"
 
 
 def evaluate(
@@ -108,7 +113,7 @@ def evaluate(
     code = finish(folder, tasks, items, judging)
     if desk.refused:
         print(
-            f"error: {len(desk.refused)} of {total} could not be asked, the first: {desk.refused[0]}",
+            f"error: {desk.refused.total()} of {total} could not be asked, the first: {desk.example}",
             file=sys.stderr,
         )
     return 1 if desk.refused else code

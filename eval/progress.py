@@ -13,6 +13,12 @@ Scores = Mapping[str, tuple[int, float]]
 _OFTEN, _SELDOM = 0.5, 30.0
 
 
+def say(text: str) -> None:
+    """A line of its own on standard error, in the place of the line of progress if that stands there."""
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{start}{text}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts answers, and says how far, how fast, how good, how often cut off."""
 

@@ -38,6 +38,11 @@ class Row:
     where: str
     data: Mapping[str, Any]
 
+    @property
+    def file(self) -> Path:
+        """The file it stands in."""
+        return Path(self.where.rpartition(":")[0])
+
     def text(self, column: str) -> str:
         """A string; UserError if it is none."""
         value = self.data[column]

@@ -24,18 +24,19 @@ def main(argv: Sequence[str] | None = None, tasks: "Mapping[str, Task] | None" =
 
 
 def carry_out(work: Callable[[], int]) -> int:
-    """Do the work of a command line: errors in one line, Ctrl-C said to be resumable; returns the exit code."""
-    # From here on jax is needed: seconds that --help and a mistyped flag must not cost.
-    from gemma4_jax.distributed import initialize
-    from gemma4_jax.errors import report_user_errors
+    """Do the work of a command line: errors in one line, Ctrl-C and SIGTERM too; returns the exit code."""
+    from eval.stopping import resumable
 
-    with report_user_errors():
-        initialize()
-        try:
-            return work()
-        except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
-            return 130
+    with resumable():
+        # From here on jax is needed: seconds that --help and a mistyped flag must not cost.
+        from gemma4_jax.distributed import initialize
+        from gemma4_jax.errors import report_user_errors
+
+        with report_user_errors():
+            initialize()
+            # Again: where there are several processes, jax has begun to listen to SIGTERM, and ends for none.
+            with resumable():
+                return work()
 
 
 def run(config: EvalConfig, tasks: "Mapping[str, Task] | None" = None) -> int:

@@ -134,7 +134,7 @@ def _warnings(found: Sequence[Results], about: Mapping[str, Any]) -> list[str]:
             )
         if one.samples < one.samples_asked:
             warnings.append(
-                f"{where}: {one.samples_asked - one.samples} answers are missing; the same command adds them"
+                f"{where}: {one.samples_asked - one.samples} answers are missing; the same command asks again"
             )
     return warnings
 

@@ -8,14 +8,16 @@ stands in the body beside the rest, where these servers take it. Not here: conne
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from eval.asks import Ask
-from eval.backend import Refusal, Reply
-from eval.client import Client, Refused
+from eval.backend import Refusal, Refusals, Reply
+from eval.client import Client, Failed, Refused
+from eval.probe import UNBENT
 from eval.thoughts import thought_is_open
 from gemma4_jax.errors import UserError
 from gemma4_jax.text import control
@@ -27,12 +29,13 @@ _HEARTBEAT = 0.5  # seconds
 
 
 class ServerBackend:
-    """Answers by a server. model: its name there."""
+    """Answers by a server. model: its name there. off: what it takes for a top_k that is off."""
 
-    def __init__(self, client: Client, model: str, in_flight: int) -> None:
-        self._client, self._model, self._in_flight = client, model, in_flight
+    def __init__(self, client: Client, model: str, in_flight: int, off: int) -> None:
+        self._client, self._model, self._in_flight, self._off = client, model, in_flight, off
         self._begin = self._end = time.perf_counter()
         self._tokens = 0
+        self._refusals, self._lock = Refusals(), threading.Lock()
 
     def answers(
         self, asks: Iterable[Ask]
@@ -81,16 +84,34 @@ class ServerBackend:
         return {"seconds": self._end - self._begin, "tokens": self._tokens}
 
     def _ask(self, ask: Ask) -> Reply | Refusal:
+        if known := self._refusals.known(ask):
+            return known
         start = time.perf_counter()
         try:
-            answer = self._client.post("/chat/completions", request_body(self._model, ask))
-        except Refused as error:
+            answer = self._post(ask)
+        except Failed as error:  # others are answered
             return Refusal(why=str(error))
+        except Refused as error:
+            with self._lock:  # of all that are refused now, one finds out
+                return self._refusals.judge(ask, str(error), self._attempt)
         return read_reply(answer, ask.settings["thinking"], time.perf_counter() - start)
 
+    def _post(self, ask: Ask) -> Any:
+        return self._client.post("/chat/completions", request_body(self._model, ask, self._off))
 
-def request_body(model: str, ask: Ask) -> dict[str, Any]:
-    """The body of a request. Filters that are off are said to be off: a server may have its own defaults."""
+    def _attempt(self, ask: Ask) -> str | None:
+        try:
+            self._post(ask)
+        except Failed:
+            return None
+        except Refused as error:
+            return str(error)
+        return None
+
+
+def request_body(model: str, ask: Ask, off: int) -> dict[str, Any]:
+    """The body of a request. off: top_k that is none. Filters that are off are said to be off: a server may
+    have its own defaults."""
     given = ask.settings
     body: dict[str, Any] = {
         "model": model,
@@ -98,11 +119,12 @@ def request_body(model: str, ask: Ask) -> dict[str, Any]:
         "max_tokens": given["max_tokens"],
         "temperature": given["temperature"],
         "top_p": 1.0 if given["top_p"] is None else given["top_p"],
-        "top_k": -1 if given["top_k"] is None else given["top_k"],
+        "top_k": off if given["top_k"] is None else given["top_k"],
         "seed": ask.seed,
         "chat_template_kwargs": {"enable_thinking": given["thinking"]},
         # A server without a parser for thoughts would leave out the tokens that end them.
         "skip_special_tokens": False,
+        **UNBENT,
     }
     if given["stop"]:
         body["stop"] = given["stop"]

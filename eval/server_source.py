@@ -6,8 +6,9 @@ import hashlib
 from typing import Any
 
 from configs.evals import ServerConfig
+from eval.backend import Reply
 from eval.client import Client, Refused
-from eval.probe import probe, question
+from eval.probe import ALL_TOKENS, probe, question
 from eval.server_backend import ServerBackend, read_reply
 from gemma4_jax.errors import UserError
 
@@ -48,15 +49,27 @@ class ServerSource:
         """Ask the probe's questions, then be ready for the others."""
         client = self._client()
 
-        def write(seed: int, top_k: int) -> str:
-            answer: Any = client.post("/chat/completions", question(self._model, seed, top_k))
-            return read_reply(answer, False, 0.0).text
+        def asked(**how: Any) -> Reply:
+            answer = client.post("/chat/completions", question(self._model, **how))
+            return read_reply(answer, False, 0.0)
 
+        # With the first where none is taken: what is wrong is said below, or passes.
+        off = next((value for value in ALL_TOKENS if self._takes(client, value)), ALL_TOKENS[0])
         try:
-            self._notes = probe(write, top_k=self._top_k)
+            self._notes = probe(
+                lambda seed, top_k: asked(seed=seed, top_k=top_k).text,
+                lambda thinking: (
+                    asked(seed=0, top_k=off, tokens=1, thinking=thinking).prompt_tokens
+                ),
+                off,
+                top_k=self._top_k,
+            )
         except Refused as error:
             raise UserError(f"{self.where} does not take our requests: {error}") from None
-        return ServerBackend(client, self._model, self._server.in_flight)
+        return ServerBackend(client, self._model, self._server.in_flight, off)
+
+    def _takes(self, client: Client, top_k: int) -> bool:
+        return client.takes("/chat/completions", question(self._model, 0, top_k, tokens=1))
 
     def notes(self) -> list[str]:
         """What the probe found."""

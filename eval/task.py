@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from gemma4_jax.verify.sandbox import Sandbox
@@ -60,6 +61,12 @@ class Verdict:
     note: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def on(cls, found: str | None, hit: bool, expected: object, **details: Any) -> Verdict:
+        """On an answer that was looked for in a text; the note says what is missing or was expected."""
+        note = "no answer found" if found is None else "" if hit else f"expected {expected}"
+        return cls(score=float(hit), extracted=found, note=note, details=details)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -90,6 +97,14 @@ class Graded:
     item: Item
     sample: int
     verdict: Verdict
+
+
+def category_means(graded: Sequence[Graded]) -> dict[str, float]:
+    """The mean score of each category, for summaries where categories have unequal numbers of items."""
+    scores: dict[str, list[float]] = {}
+    for one in graded:
+        scores.setdefault(one.item.category, []).append(one.verdict.score)
+    return {category: fmean(found) for category, found in scores.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def prompt(item: Item, sample: int, protocol: Protocol) -> list[Message]:
 
 def extract(text: str) -> str | None:
     """The number that an answer ends up with, thinking protocol; what else it boxed, if that is no number."""
-    boxed = _boxes(text, r"\\(?:boxed|fbox)\s*\{")
+    boxed = _boxes(text)
     for content in reversed(boxed):
         content = _NUMBER_AS_TEXT.sub(r"\1", _INNER_BOX.sub(r"\1", content))
         value = _value(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", content))
@@ -118,8 +118,7 @@ def score(item: Item, answer: Answer) -> Verdict:
     else:
         found = extract(answer.text)
         hit = found == str(right)
-    note = "no answer found" if found is None else "" if hit else f"expected {right}"
-    return Verdict(score=float(hit), extracted=found, note=note)
+    return Verdict.on(found, hit, right)
 
 
 def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
@@ -140,7 +139,7 @@ def _vote(verdicts: Sequence[Verdict]) -> float:
     return fmean(scores[winner] for winner in winners)
 
 
-def _boxes(text: str, opening: str) -> list[str]:
+def _boxes(text: str, opening: str = r"\\(?:boxed|fbox)\s*\{") -> list[str]:
     """What the boxes of a text hold, those whose braces close; a box in a box is part of the outer one."""
     closing: dict[int, int] = {}
     still_open = []
@@ -172,7 +171,7 @@ def _value(content: str) -> Fraction | None:
 def _item(row: Row, year: int, number: int) -> Item:
     answer = next((row.data[c] for c in _ANSWER if row.data.get(c) is not None), None)
     if answer is None and isinstance(row.data.get("solution"), str):
-        boxed = _boxes(row.text("solution"), r"\\(?:boxed|fbox)\s*\{")
+        boxed = _boxes(row.text("solution"))
         answer = boxed[-1] if boxed else None
     if answer is None:
         raise _missing(row, "answer", _ANSWER)

@@ -21,7 +21,17 @@ from pathlib import Path
 from statistics import fmean
 
 from eval.rows import read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
+from eval.task import (
+    Answer,
+    Graded,
+    Item,
+    Message,
+    Protocol,
+    Settings,
+    Task,
+    Verdict,
+    category_means,
+)
 from gemma4_jax.errors import UserError
 
 _SPLIT = re.compile(r"(test|train|data|default|part)\b|\d")
@@ -40,10 +50,9 @@ def load(path: Path) -> list[Item]:
     counts: dict[str, int] = defaultdict(int)
     items = []
     for row in read_rows(folder, ("input", "target")):
-        file = Path(row.where.rpartition(":")[0])
-        kind = _kind(file)
+        kind = _kind(row.file)
         if kind not in prompts:
-            prompts[kind] = _examples(file, kind)
+            prompts[kind] = _examples(row.file, kind)
         data = {
             "input": row.text("input"),
             "target": row.text("target").strip(),
@@ -101,16 +110,12 @@ def score(item: Item, answer: Answer) -> Verdict:
     else:
         found = extract(answer.text)
         hit = found is not None and _same(found, target)
-    note = "no answer found" if found is None else "" if hit else f"expected {target[:60]}"
-    return Verdict(score=float(hit), extracted=found, note=note)
+    return Verdict.on(found, hit, target[:60])
 
 
 def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
     """The mean over kinds: they have 146 to 250 rows each."""
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for one in graded:
-        kinds[one.item.category].append(one.verdict.score)
-    return {"mean over kinds": fmean(map(fmean, kinds.values()))}
+    return {"mean over kinds": fmean(category_means(graded).values())}
 
 
 def _same(found: str, target: str) -> bool:

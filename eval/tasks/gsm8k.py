@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from eval.rows import Row, has_files, read_rows, unique_items
 from eval.task import Answer, Graded, Item, Message, Protocol, Published, Settings, Task, Verdict
@@ -80,7 +81,7 @@ def extract_reference(text: str) -> tuple[str | None, str | None]:
 def score(item: Item, answer: Answer) -> Verdict:
     """1 for the right number."""
     right = item.data["answer"]
-    details = {}
+    details: dict[str, Any] = {}
     if answer.protocol == "reference":
         found, loose = extract_reference(answer.text)
         hit = found == _compared(right)
@@ -88,8 +89,7 @@ def score(item: Item, answer: Answer) -> Verdict:
     else:
         found = extract(answer.text)
         hit = found == str(to_number(right))
-    note = "no answer found" if found is None else "" if hit else f"expected {right}"
-    return Verdict(score=float(hit), extracted=found, note=note, details=details)
+    return Verdict.on(found, hit, right, **details)
 
 
 def summary(graded: Sequence[Graded]) -> Mapping[str, float]:

@@ -31,7 +31,17 @@ from statistics import fmean
 from eval import choices
 from eval.published import of_gemma
 from eval.rows import Row, has_files, read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
+from eval.task import (
+    Answer,
+    Graded,
+    Item,
+    Message,
+    Protocol,
+    Settings,
+    Task,
+    Verdict,
+    category_means,
+)
 from gemma4_jax.errors import UserError
 
 _COLUMNS = ("question_id", "question", "options", "answer", "answer_index", "category")
@@ -127,10 +137,7 @@ def score(item: Item, answer: Answer) -> Verdict:
 
 def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
     """The mean over categories (the headline is the mean over questions), and what guesses are worth."""
-    categories = defaultdict(list)
-    for one in graded:
-        categories[one.item.category].append(one.verdict.score)
-    numbers = {"mean over categories": fmean(fmean(scores) for scores in categories.values())}
+    numbers = {"mean over categories": fmean(category_means(graded).values())}
     guesses = [one.verdict.score for one in graded if one.verdict.details.get("guessed")]
     if guesses:
         numbers["share guessed"] = len(guesses) / len(graded)

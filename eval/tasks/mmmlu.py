@@ -33,7 +33,17 @@ from statistics import fmean
 from eval import choices
 from eval.published import of_gemma
 from eval.rows import Row, read_rows, unique_items
-from eval.task import Answer, Graded, Item, Message, Protocol, Settings, Task, Verdict
+from eval.task import (
+    Answer,
+    Graded,
+    Item,
+    Message,
+    Protocol,
+    Settings,
+    Task,
+    Verdict,
+    category_means,
+)
 
 LANGUAGES = (
     *("AR-XY", "BN-BD", "DE-DE", "ES-LA", "FR-FR", "HI-IN", "ID-ID", "IT-IT", "JA-JP", "KO-KR"),
@@ -88,9 +98,8 @@ def load(path: Path) -> list[Item]:
     folders: dict[str, Path] = {}
     items = []
     for row in read_rows(path, _COLUMNS):
-        file = Path(row.where.rpartition(":")[0])
-        language = _language(row, file)
-        if (first := folders.setdefault(language, file.parent)) != file.parent:
+        language = _language(row)
+        if (first := folders.setdefault(language, row.file.parent)) != row.file.parent:
             raise row.error(f"{language} stands in {first} too; give one of the two, or remove one")
         item = _item(row, language, counts[language], seen)
         counts[language] += 1
@@ -138,10 +147,7 @@ def score(item: Item, answer: Answer) -> Verdict:
 
 def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
     """The mean of each language, their mean, and how many rows repeat others."""
-    languages: dict[str, list[float]] = defaultdict(list)
-    for one in graded:
-        languages[one.item.category].append(one.verdict.score)
-    means = {language: fmean(scores) for language, scores in sorted(languages.items())}
+    means = dict(sorted(category_means(graded).items()))
     items = {one.item.id: one.item for one in graded}.values()
     return {
         "mean over languages": fmean(means.values()),
@@ -152,9 +158,9 @@ def summary(graded: Sequence[Graded]) -> Mapping[str, float]:
     }
 
 
-def _language(row: Row, file: Path) -> str:
+def _language(row: Row) -> str:
     """The code in the name of a row's file, else in that of its folder."""
-    for name in (file.name, file.parent.name):
+    for name in (row.file.name, row.file.parent.name):
         if match := _LANGUAGE.search(name):
             return f"{match[1]}-{match[2]}"
     raise row.error("the file's or its folder's name must hold the language, as in mmlu_DE-DE.csv")

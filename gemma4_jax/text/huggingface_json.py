@@ -23,7 +23,12 @@ def save_huggingface_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None
     tokenizer.save(folder)
     if isinstance(tokenizer.backend, SentencePieceBackend):
         names = {"pad_token": control.PAD, "eos_token": control.EOS, "bos_token": control.BOS}
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": control.UNK, **names}
+        names["unk_token"] = control.UNK
+        controls = _controls(tokenizer.backend)
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+        # tokenizer.json calls them special too, but converters (llama.cpp's) ask transformers, which goes by
+        # this list: without it "<|turn>" is spelt out in letters there.
+        config["additional_special_tokens"] = [n for n in controls if n not in names.values()]
         text = json.dumps(config | {"padding_side": "left"}, indent=2) + "\n"
         (Path(folder) / "tokenizer.json").write_text(huggingface_json(tokenizer), "utf-8")
         (Path(folder) / "tokenizer_config.json").write_text(text, "utf-8")
@@ -45,7 +50,7 @@ def huggingface_json(tokenizer: Tokenizer) -> str:
         "added_tokens": [
             {"id": i, "content": name, "special": True}
             | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            for name, i in sorted(backend.controls.items(), key=lambda item: item[1])
+            for name, i in _controls(backend).items()
         ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
         "pre_tokenizer": None,
@@ -83,3 +88,8 @@ def _merges(ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
         if piece[:cut] in ids and piece[cut:] in ids
     )
     return [(piece[:-cut], piece[-cut:]) for _, cut, _, _, piece in found]
+
+
+def _controls(backend: SentencePieceBackend) -> dict[str, int]:
+    """Control tokens in the order of their ids."""
+    return dict(sorted(backend.controls.items(), key=lambda item: item[1]))

@@ -5,17 +5,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import pytest
 
 import gemma4_jax as g4
 from gemma4_jax import cli
 from gemma4_jax.build import Model, build
-from gemma4_jax.config import ModelConfig
-from gemma4_jax.model.transformer import init_params
-from gemma4_jax.text.train_tokenizer import train_tokenizer
-
-CONTEXT = 256
+from tests.babbler import babbler, license_tokenizer
 
 
 @dataclass
@@ -60,28 +55,7 @@ def complaint(run):
 def model_folder(tmp_path_factory) -> Path:
     """A random model of two layers whose vocabulary has Gemma 4's control tokens."""
     folder = tmp_path_factory.mktemp("model")
-    # A text that stays as it is: what a random model says depends on every piece of its vocabulary.
-    license_text = (Path(__file__).parents[2] / "LICENSE").read_text()
-    tokenizer = train_tokenizer([license_text], 512, folder / "tokenizer")
-    config = ModelConfig(
-        vocab_size=512,
-        d_model=32,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        d_ff=64,
-        layer_types=("sliding", "full"),
-        window=16,
-        num_global_kv_heads=1,
-        global_head_dim=32,
-        max_position=CONTEXT,
-    )
-    # At its start a model with tied embeddings repeats its last token. Louder branches make it babble.
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: 8 * leaf if "'post_" in jax.tree_util.keystr(path) else leaf,
-        init_params(config, jax.random.key(0)),
-    )
-    model = build(config, params, tokenizer)
+    model = babbler(license_tokenizer(folder), seed=0)
     g4.save_huggingface(model, folder / "hf")
     return folder / "hf"
 

@@ -10,7 +10,7 @@ import gemma4_jax as g4
 from gemma4_jax import cli
 from gemma4_jax.sample.sampler import TextStream
 from gemma4_jax.text.parse import parse
-from tests.commands.conftest import CONTEXT
+from tests.babbler import CONTEXT
 
 SHORT = ("--max-new-tokens", "6")
 

@@ -1,6 +1,7 @@
 """The chain without a model: what is asked, kept, judged and added up, and what happens when it stops."""
 
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -255,11 +256,28 @@ def test_what_cannot_be_asked_is_left_out_and_asked_again(config, capsys):
     assert len(again.asked) == 6
 
 
-def test_a_run_that_is_refused_everything_ends_at_once(config):
-    source = Scripted(lambda ask: Refusal(why="max_new_tokens is 99"))
-    with pytest.raises(UserError, match=r"nothing can be asked; has_.*max_new_tokens is 99"):
-        evaluate([config], [source], TASKS)
-    assert len(source.asked) == 7 * 3 + 1  # samples of an item count once
+def test_many_refusals_at_the_beginning_do_not_end_a_run(config, capsys):
+    """A file may be sorted by length, the longest first."""
+    seen = []
+
+    def longest_first(ask):
+        seen.append(ask)
+        return Refusal(why="too long") if len(seen) <= 30 else reply("a")
+
+    assert evaluate([config], [Scripted(longest_first)], TASKS) == 1
+    assert len(generations(config)) == 6
+    error = capsys.readouterr().err
+    assert error.count("is left out: too long") == 2  # told at once, of each benchmark the first
+    assert "30 of 36 could not be asked" in error
+
+
+def test_a_run_that_is_refused_everything_says_why(config, capsys):
+    source = Scripted(lambda ask: Refusal(why="max_new_tokens is 99", of_all=True))
+    assert evaluate([config], [source], TASKS) == 1
+    out, error = capsys.readouterr()
+    assert error.count("cannot be asked with these settings at all: max_new") == 2
+    assert re.search("error: 36 of 36 could not be asked, .*has_.*max_new_tokens is 99\n", error)
+    assert not out
 
 
 def test_a_mistake_in_a_scorer_costs_no_generation(config, tmp_path, capsys):

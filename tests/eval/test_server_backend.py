@@ -33,6 +33,7 @@ class Fake:
         self.text = self.obedient
         self.message = lambda text: {"role": "assistant", "content": text}
         self.finish = "stop"
+        self.prompt_tokens = lambda thinking: 9 if thinking else 5
         self.models = ["tiny/model"]
         self.lock = threading.Lock()
 
@@ -53,12 +54,16 @@ class Fake:
             if failure := self.fail(number):
                 return failure
             said = self.message(self.text(body))
-            usage = {"prompt_tokens": 5, "completion_tokens": 10}
-            choice = {"index": 0, "message": said, "finish_reason": self.finish}
-            return 200, {}, {"choices": [choice], "usage": usage}
+            thinking = body["chat_template_kwargs"]["enable_thinking"]
+            return 200, {}, self.completion(said, self.prompt_tokens(thinking))
         finally:
             with self.lock:
                 self.now -= 1
+
+    def completion(self, message, prompt_tokens=5):
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 10}
+        choice = {"index": 0, "message": message, "finish_reason": self.finish}
+        return {"choices": [choice], "usage": usage}
 
     @property
     def asked(self):
@@ -106,6 +111,7 @@ def url(fake):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # clients that went away
+    fake.close = server.socket.close
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -141,10 +147,12 @@ def test_what_a_server_is_sent(config, fake):
     assert body == {
         "model": "tiny/model", "max_tokens": 16, "temperature": 1.0, "top_p": 0.95, "top_k": 40,
         "chat_template_kwargs": {"enable_thinking": True}, "skip_special_tokens": False,
+        "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0, "repeat_penalty": 1.0,
     }  # fmt: skip
     assert set(fake.keys) == {None}
     one = stored(config)[0]
-    assert (one.prompt_tokens, one.thought_tokens, one.answer_tokens) == (5, 0, 10)
+    assert (one.prompt_tokens, one.thought_tokens, one.answer_tokens) == (9, 0, 10)
     run = json.loads((Path(config.workdir) / "run.json").read_text())
     assert [m["name"] for m in run["models"].values()] == ["model"]
 
@@ -159,8 +167,46 @@ def test_filters_that_are_off_are_said_to_be_off_and_stops_are_sent(config, fake
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+class LlamaCppPython(Fake):
+    """What `python -m llama_cpp.server` 0.3.36 was seen to do: -1 is no top_k and an error of the server, the
+    template's arguments are those of its start, and one answers at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.fail = lambda number: (
+            (500, {}, {"error": {"message": "1 validation error:\n greater_than_equal"}})
+            if self.bodies[number]["top_k"] < 0
+            else None
+        )
+        self.prompt_tokens = lambda thinking: 51
+        self.one = threading.Lock()
+
+    def answer(self, body):
+        with self.one:
+            return super().answer(body)
+
+
+@pytest.mark.parametrize("fake", [LlamaCppPython()])
+def test_a_server_of_llama_cpp_python(config, fake, capsys):
+    off = replace(config, generation=GenerationConfig(samples=2, top_k=0))
+    assert go(off) == 0
+    assert len(stored(off)) == 10
+    assert {body["top_k"] for body in fake.asked} == {0}
+    error = capsys.readouterr().err
+    assert "trying again" not in error
+    (warning,) = {line for line in error.splitlines() if line.startswith("warning")}
+    assert "the server ignores chat_template_kwargs" in warning
+
+
 def test_many_requests_are_in_flight(config, fake):
-    fake.delay = 0.03
+    deadline = time.monotonic() + 20
+
+    def wait_for_others(body):
+        while body["temperature"] != 2.0 and fake.most < 8 and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return Fake.obedient(body)
+
+    fake.text = wait_for_others
     go(config)
     assert fake.most == 8
 
@@ -192,7 +238,7 @@ def test_failures_that_pass_are_tried_again(config, fake, capsys):
 def test_a_server_that_is_gone_ends_the_run_which_goes_on_later(config, fake):
     fake.fail = lambda number: "drop" if number > 15 else None
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"could not be reached for 1 s .*the same command goes on"):
+    with pytest.raises(UserError, match=r"did not answer for 1 s .*the same command goes on"):
         go(config)
     assert 1.0 <= time.monotonic() - start < 6
     before = stored(config)
@@ -202,6 +248,28 @@ def test_a_server_that_is_gone_ends_the_run_which_goes_on_later(config, fake):
     assert go(config) == 0
     assert stored(config)[: len(before)] == before
     assert len(fake.asked) == 20 - len(before)
+
+
+def test_a_server_that_is_shutting_down_is_not_said_to_fail_at_items(config, fake):
+    """It answers on the connections it has, for longer than the patience of those that need a new one."""
+
+    def fail(number):
+        if number < 30:
+            return None
+        fake.close()
+        if number < 34:
+            return 200, {"Connection": "close"}, fake.completion({"content": "last"})
+        return None
+
+    fake.fail, fake.delay = fail, 0.05
+    some = replace(
+        config,
+        server=replace(config.server, patience=0.4),
+        generation=GenerationConfig(samples=60),
+    )
+    with pytest.raises(UserError, match=r"could not be reached for 0.4 s .Connection refused."):
+        go(some)
+    assert len(stored(some)) > 30
 
 
 def test_nobody_at_the_other_end(config):
@@ -224,6 +292,48 @@ def test_one_request_that_the_server_fails_at_is_left_out(config, fake, capsys):
     assert go(replace(config, server=server)) == 1
     assert len(stored(config)) == 16
     assert "4 of 20 could not be asked" in capsys.readouterr().err
+
+
+def too_long(fake, limit):
+    """Refuse prompts of more than so many letters, max_tokens counted as letters too."""
+
+    def fail(number):
+        body = fake.bodies[number]
+        wanted = len(body["messages"][0]["content"]) + body["max_tokens"]
+        error = {"message": f"context of {limit} exceeded", "type": "invalid_request_error"}
+        return (400, {}, {"error": error}) if wanted > limit else None
+
+    return fail
+
+
+def test_prompts_that_are_too_long_are_left_out_however_many_come_first(config, fake, capsys):
+    file = Path(config.tasks[0].partition("=")[2])
+    lengths = [60] * 20 + [1] * 4
+    rows = [{"id": str(i), "kind": "", "question": "?" * n} for i, n in enumerate(lengths)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fake.fail = too_long(fake, 60)
+    assert go(config) == 1
+    assert len(stored(config)) == 4 * 4
+    assert len(fake.asked) == 24 * 4 + 1  # once: is a prompt of a word too long as well?
+    error = capsys.readouterr().err
+    assert "80 of 96 could not be asked, the first: has_a item" in error
+    assert "the server says (400): context of 60 exceeded" in error
+
+
+def test_what_no_prompt_is_answered_with_is_found_out_once(config, fake, capsys):
+    """More max_tokens than the server has context: the other benchmark, with fewer, is answered."""
+    tasks = write_items(Path(config.workdir).parent / "data", 40)[:2]
+    most = replace(TASKS["has_e"].settings["thinking"], max_tokens=5000)
+    known = {"has_a": TASKS["has_a"], "has_e": replace(TASKS["has_e"], settings={"thinking": most})}
+    fake.fail = too_long(fake, 4000)
+    both = replace(config, tasks=tuple(tasks), generation=GenerationConfig(samples=1))
+    assert evaluate([both], [ServerSource(both.server)], known) == 1
+    assert {one.task for one in stored(both)} == {"has_a"} and len(stored(both)) == 40
+    # What was in flight when it was found out, and the question whether it is so.
+    assert sum(body["max_tokens"] == 5000 for body in fake.asked) <= both.server.in_flight + 1
+    error = capsys.readouterr().err
+    assert "warning: has_e cannot be asked with these settings at all: the server says" in error
+    assert "40 of 80 could not be asked" in error
 
 
 def test_a_stopped_run_does_not_wait_for_answers(config, fake):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tokenizers
@@ -29,6 +30,15 @@ def test_what_is_written(small: Tokenizer, exported: Path) -> None:
     assert "tokenizer.json" in again.files
     assert dict(again.control_tokens) == dict(small.control_tokens)
     assert (again.vocab_size, again.stop_ids) == (small.vocab_size, small.stop_ids)
+
+
+def test_transformers_knows_every_control_token(
+    small: Tokenizer, exported: Path, transformers: ModuleType
+) -> None:
+    """Where converters to other formats look."""
+    theirs = transformers.AutoTokenizer.from_pretrained(exported)
+    assert set(small.control_tokens.values()) <= set(theirs.all_special_ids)
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (1, 2)
 
 
 @settings(max_examples=200, deadline=None)
