@@ -68,7 +68,8 @@ def _is_worth_it(leaf: Any, smallest: int) -> bool:
 def _apart(stack: jax.Array, inputs: int) -> Apart:
     """inputs: axes of I."""
     repeats, places, *shape = stack.shape
-    device = next(iter(stack.devices()))
+    # Pinned to a device only if the stack was: to jax that is another program.
+    device = next(iter(stack.devices())) if stack.committed else None
     values = np.asarray(stack).reshape(repeats * places, math.prod(shape[:inputs]), -1)
     matrices = tuple(
         jax.block_until_ready(jax.device_put(np.ascontiguousarray(matrix.T), device))
