@@ -17,7 +17,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -qq
 LIBTPU_PATH := $(if $(filter yes,$(LIBTPU)),$(abspath $(VENV))/libtpu)
 # Linux, glibc 2.35 on: XLA takes its scratch memory anew in every training step, and in pages of 2 MiB there are a
-# tenth of the page faults (an eighth of a demo's CPU time). Elsewhere it means nothing.
+# tenth of the page faults (an eighth to a fifth of the CPU time of SFT). Elsewhere it means nothing.
 LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # The libtpu that the installed jax names.
 LIBTPU_PIN := import importlib.metadata as m; print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))
@@ -32,7 +32,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.14 python3; 
 help:
 	@echo "make demo       train, align, export and sample a tiny Gemma 4 on arithmetic (under 8 minutes)"
 	@echo "make demo-real  SFT and DPO on the rules of a linter and its fixes of real code"
-	@echo "make demo-loop  rounds of verified preferences: a tiny Gemma 4 unlearns its slips (13 minutes of CPU)"
+	@echo "make demo-loop  rounds of verified preferences: a tiny Gemma 4 unlearns its slips (10 minutes of CPU)"
 	@echo "make test       the whole test suite"
 	@echo "make check      format, lint, types, import rules"
 
