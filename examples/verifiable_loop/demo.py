@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 
 from examples.arithmetic.problems import Problem, distinct, problems
-from examples.arithmetic.recipe import twin
 from examples.folder import open_folder, rows_of, write_rows, write_text
 from examples.narration import Narration
 from examples.running import Stopped, command_line, train_once
+from examples.tiny import twin
 from examples.verifiable_loop.recipe import SETS, Recipe, loop_config, sft_config
 from examples.verifiable_loop.requests import distinct_calls, requests
 from examples.verifiable_loop.slips import demonstrations

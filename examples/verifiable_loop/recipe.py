@@ -10,16 +10,9 @@ from typing import Any
 
 from configs.losses import PreferenceConfig
 from configs.mesh import MeshConfig
-from configs.schema import (
-    BatchConfig,
-    DataConfig,
-    ModelSource,
-    OptimConfig,
-    RunConfig,
-    SFTConfig,
-)
+from configs.schema import BatchConfig, DataConfig, RunConfig, SFTConfig
 from configs.verifiable import PairsConfig, RLAIFConfig, RoundsConfig, SamplingConfig
-from examples.arithmetic.recipe import twin
+from examples.tiny import after_sft, preference_optim, sft_from_nothing, twin
 from examples.verifiable_loop.slips import demonstrations
 from gemma4_jax.hf_config import config_to_hf
 
@@ -73,24 +66,15 @@ class Recipe:
 
 def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
     """From random weights, on demonstrations with slips."""
-    return SFTConfig(
-        mesh=MeshConfig(fsdp=1),
+    return sft_from_nothing(
+        folder,
         seed=recipe.seed,
-        model=ModelSource(
-            architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
-        ),
-        data=DataConfig(path=str(folder / "sft.jsonl"), max_length=recipe.sft_length, packing=True),
-        batch=BatchConfig(rows=recipe.sft_batch),
-        optim=OptimConfig(peak_lr=recipe.sft_lr, warmup_fraction=0.05, b2=0.95),
-        run=RunConfig(
-            workdir=str(folder / "sft"),
-            steps=recipe.sft_steps,
-            log_every=max(1, recipe.sft_steps // 12),
-            save_every=max(1, recipe.sft_steps // 4),
-            keep=1,
-            samples=0,
-            export_huggingface=True,
-        ),
+        length=recipe.sft_length,
+        rows=recipe.sft_batch,
+        peak_lr=recipe.sft_lr,
+        steps=recipe.sft_steps,
+        log_every=max(1, recipe.sft_steps // 12),
+        save_every=max(1, recipe.sft_steps // 4),
     )
 
 
@@ -99,7 +83,7 @@ def loop_config(recipe: Recipe, folder: Path) -> RLAIFConfig:
     return RLAIFConfig(
         mesh=MeshConfig(fsdp=1),
         seed=recipe.seed,
-        model=ModelSource(path=str(folder / "sft" / "huggingface")),
+        model=after_sft(folder),
         data=DataConfig(
             path=str(folder / "prompts.jsonl"),
             validation=tuple(str(folder / f"{name}.jsonl") for name in SETS),
@@ -107,7 +91,7 @@ def loop_config(recipe: Recipe, folder: Path) -> RLAIFConfig:
             packing=True,
         ),
         batch=BatchConfig(rows=recipe.dpo_rows),
-        optim=OptimConfig(peak_lr=recipe.dpo_lr, schedule="linear", warmup_fraction=0.1, b2=0.95),
+        optim=preference_optim(recipe.dpo_lr),
         run=RunConfig(
             workdir=str(folder / "loop"), steps=recipe.dpo_steps, log_every=6, keep=1, samples=0
         ),
