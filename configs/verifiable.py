@@ -28,14 +28,23 @@ class SamplingConfig:
     thinking: bool = False
     """Ask for a thought before the answer; a row's own `thinking` goes before."""
     evaluation_temperature: float = 1.0
-    """Of the one answer to each held-out prompt; 0: greedy."""
+    """Of answers to held-out prompts; 0: greedy."""
+    evaluation_samples: int = 1
+    """Answers to each held-out prompt; several tell rounds apart that differ by less."""
     max_slots: int = 32
     """Answers that are written together."""
     max_tokens: int = 65_536
     """Positions that all of them may hold together."""
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("max_new_tokens", 1), ("max_slots", 1), ("top_k", 0)):
+        least_of = {
+            "samples": 2,
+            "evaluation_samples": 1,
+            "max_new_tokens": 1,
+            "max_slots": 1,
+            "top_k": 0,
+        }
+        for name, least in least_of.items():
             value = getattr(self, name)
             check(value >= least, f"sampling.{name}", value, f"at least {least}")
         check(
@@ -57,6 +66,12 @@ class SamplingConfig:
             "sampling.evaluation_temperature",
             self.evaluation_temperature,
             "at least 0 (0: greedy)",
+        )
+        check(
+            self.evaluation_samples == 1 or self.evaluation_temperature > 0,
+            "sampling.evaluation_samples",
+            self.evaluation_samples,
+            "1 with sampling.evaluation_temperature 0: greedy answers to one prompt are all the same",
         )
 
 

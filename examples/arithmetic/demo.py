@@ -20,11 +20,12 @@ from pathlib import Path
 from examples.arithmetic.answers import Answer, ask, make_pairs
 from examples.arithmetic.benchmark import measure
 from examples.arithmetic.problems import Problem, distinct, problems
-from examples.arithmetic.recipe import Recipe, dpo_config, sft_config, twin
+from examples.arithmetic.recipe import Recipe, dpo_config, sft_config
 from examples.arithmetic.summary import Stage, print_results, write_report
 from examples.folder import open_folder, rows_of, write_rows, write_text
 from examples.narration import Narration
 from examples.running import command_line, train_once
+from examples.tiny import twin
 from gemma4_jax.build import build
 from gemma4_jax.checkpoint import load, save_huggingface
 from gemma4_jax.errors import UserError

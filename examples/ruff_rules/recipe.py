@@ -1,4 +1,4 @@
-"""What `make demo-real` trains: the model's twin, and the configurations of both runs.
+"""What `make demo-real` trains: the sizes, and the configurations of both runs.
 
 Sizes were chosen by measuring on two CPU cores (docs/demo.md). Not here: the data (rules.py), the
 order of events (demo.py).
@@ -6,23 +6,14 @@ order of events (demo.py).
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs.losses import PreferenceConfig
-from configs.mesh import MeshConfig
-from configs.schema import (
-    BatchConfig,
-    DataConfig,
-    DPOConfig,
-    ModelSource,
-    OptimConfig,
-    RunConfig,
-    SFTConfig,
-)
+from configs.schema import DPOConfig, SFTConfig
+from examples import tiny
 from examples.ruff_rules.fixes import Fix
-from gemma4_jax.config import FULL, SLIDING, ModelConfig, RopeConfig
+from gemma4_jax.config import FULL, SLIDING, ModelConfig
 from gemma4_jax.hf_config import config_to_hf
 
 #: What is measured, by the name of its file.
@@ -67,78 +58,42 @@ class Recipe:
 
 
 def twin(vocab_size: int) -> ModelConfig:
-    """E2B in small: per-layer embeddings, sliding and full layers, shared K/V, double-wide MLPs."""
-    return ModelConfig(
-        name="demo-real",
-        vocab_size=vocab_size,
-        d_model=128,
-        num_heads=4,
-        num_kv_heads=1,
-        head_dim=32,
-        d_ff=256,
-        layer_types=(SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL),
-        window=64,
-        num_global_kv_heads=1,
-        global_head_dim=64,
-        num_kv_shared_layers=3,
-        double_wide_mlp=True,
-        per_layer_input_width=16,
-        per_layer_vocab_size=vocab_size,
-        rope_full=RopeConfig(theta=100_000.0, proportion=0.25),
-        max_position=512,
-    )
+    """The demos' twin of E2B with six layers instead of four, and a wider window."""
+    layers = (SLIDING, SLIDING, FULL) * 2
+    return tiny.twin(vocab_size, name="demo-real", layer_types=layers, window=64)
 
 
 def sft_config(recipe: Recipe, folder: Path) -> SFTConfig:
     """From random weights, on what the training rules say and on code that follows them."""
-    return SFTConfig(
-        mesh=MeshConfig(fsdp=1),
+    config = tiny.sft_from_nothing(
+        folder,
         seed=recipe.seed,
-        model=ModelSource(
-            architecture=str(folder / "model.json"), tokenizer=str(folder / "tokenizer.model")
-        ),
-        data=DataConfig(
-            path=str(folder / "sft.jsonl"),
-            max_length=recipe.sft_length,
-            overlong="truncate",
-            packing=True,
-        ),
-        batch=BatchConfig(rows=recipe.sft_batch),
-        optim=OptimConfig(peak_lr=recipe.sft_lr, warmup_fraction=0.05, b2=0.95, weight_decay=0.1),
-        run=RunConfig(
-            workdir=str(folder / "sft"),
-            epochs=recipe.sft_epochs,
-            log_every=25,
-            save_every=125,
-            keep=1,
-            samples=0,
-            export_huggingface=True,
-        ),
+        length=recipe.sft_length,
+        rows=recipe.sft_batch,
+        peak_lr=recipe.sft_lr,
+        epochs=recipe.sft_epochs,
+        log_every=25,
+        save_every=125,
+    )
+    return replace(
+        config,
+        data=replace(config.data, overlong="truncate"),
+        optim=replace(config.optim, weight_decay=0.1),
     )
 
 
 def dpo_config(recipe: Recipe, folder: Path) -> DPOConfig:
     """From the SFT result: code that follows each training rule against code that does not."""
-    return DPOConfig(
-        mesh=MeshConfig(fsdp=1),
+    config = tiny.dpo_after_sft(
+        folder,
         seed=recipe.seed,
-        model=ModelSource(path=str(folder / "sft" / "huggingface")),
-        data=DataConfig(
-            path=str(folder / "pairs.jsonl"),
-            max_length=recipe.max_length,
-            overlong="drop",
-            validation=(str(held_out_file(folder, "code")),),
-        ),
-        batch=BatchConfig(rows=recipe.dpo_batch),
-        optim=OptimConfig(peak_lr=recipe.dpo_lr, schedule="linear", warmup_fraction=0.1, b2=0.95),
-        run=RunConfig(
-            workdir=str(folder / "dpo"),
-            epochs=recipe.dpo_epochs,
-            log_every=10,
-            save_every=recipe.dpo_measure_every,
-            keep=1,
-            samples=0,
-            export_huggingface=True,
-        ),
-        loss=PreferenceConfig(beta=recipe.beta),
+        length=recipe.max_length,
+        rows=recipe.dpo_batch,
+        peak_lr=recipe.dpo_lr,
+        beta=recipe.beta,
+        epochs=recipe.dpo_epochs,
+        log_every=10,
+        save_every=recipe.dpo_measure_every,
     )
+    held_out = str(held_out_file(folder, "code"))
+    return replace(config, data=replace(config.data, overlong="drop", validation=(held_out,)))

@@ -14,12 +14,12 @@ from itertools import islice
 from pathlib import Path
 
 from examples.arithmetic.problems import Problem, distinct, problems
-from examples.arithmetic.recipe import twin
 from examples.folder import open_folder, rows_of, write_rows, write_text
 from examples.narration import Narration
 from examples.running import Stopped, command_line, train_once
+from examples.tiny import twin
 from examples.verifiable_loop.recipe import SETS, Recipe, loop_config, sft_config
-from examples.verifiable_loop.requests import requests
+from examples.verifiable_loop.requests import distinct_calls, requests
 from examples.verifiable_loop.slips import demonstrations
 from gemma4_jax.compiled_programs import keep_compiled_programs
 from gemma4_jax.hf_config import config_to_hf
@@ -80,20 +80,25 @@ def _prepare(recipe: Recipe, folder: Path, narration: Narration) -> None:
         folder / "model.json", json.dumps(config_to_hf(twin(tokenizer.vocab_size)), indent=2)
     )
     # Another seed than SFT's: the training side of the split, most of it new to the model.
-    count, seed = recipe.rounds * recipe.prompts, recipe.seed + 1_000_003
-    asked = zip(problems("train", seed), requests("train", seed), strict=False)
-    mixed = [
-        row
-        for i, (problem, request) in enumerate(islice(asked, count))
-        for row in (_prompt_row(problem, f"problem {i}"), request.prompt_row(f"request {i}"))
-    ]
-    write_rows(folder / "prompts.jsonl", mixed)
+    seed = recipe.seed + 1_000_003
+    sums, asked = problems("train", seed), requests("train", seed)
+    prompts = []
+    for number in range(recipe.rounds):
+        prompts += [
+            _prompt_row(problem, f"problem {number}.{i}")
+            for i, problem in enumerate(islice(sums, recipe.problems))
+        ]
+        prompts += [
+            request.prompt_row(f"request {number}.{i}")
+            for i, request in enumerate(islice(asked, recipe.requests))
+        ]
+    write_rows(folder / "prompts.jsonl", prompts)
     held_out = distinct("held-out", recipe.held_out, recipe.seed)
-    calls = islice(requests("held-out", recipe.seed), recipe.held_out)
+    calls = distinct_calls("held-out", recipe.held_out, recipe.seed)
     arithmetic, tools = (folder / f"{name}.jsonl" for name in SETS)
     write_rows(arithmetic, [_prompt_row(p, f"problem {i}") for i, p in enumerate(held_out)])
     write_rows(tools, [r.prompt_row(f"request {i}") for i, r in enumerate(calls)])
-    narration.say(f"  {len(rows)} demonstrations, {len(mixed)} prompts; two of them:")
+    narration.say(f"  {len(rows)} demonstrations, {len(prompts)} prompts; two of them:")
     narration.say(f"\n{texts[0]}\n\n{texts[recipe.calls_every - 1]}")
 
 

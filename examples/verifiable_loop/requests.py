@@ -9,12 +9,16 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any, Literal
 
 Split = Literal["train", "held-out"]
 
 #: One call in so many is held out.
-HELD_OUT_SHARE = 8
+HELD_OUT_SHARE = 4
+
+#: Largest numbers that the tools take.
+_MINUTES, _PERCENT = 120, 100
 
 _LABELS = ("tea", "eggs", "rice", "bread", "soup", "pasta")
 _ROOMS = ("kitchen", "bedroom", "hall", "bath", "office", "garage")
@@ -50,8 +54,8 @@ def _tool(
 
 #: A prompt declares the one it is about: each costs more tokens than all the rest of a prompt.
 TOOLS: dict[str, dict[str, Any]] = {
-    "set_timer": _tool("set_timer", "Start a timer.", "minutes", 60, "label", _LABELS),
-    "set_light": _tool("set_light", "Set a light.", "percent", 100, "room", _ROOMS),
+    "set_timer": _tool("set_timer", "Start a timer.", "minutes", _MINUTES, "label", _LABELS),
+    "set_light": _tool("set_light", "Set a light.", "percent", _PERCENT, "room", _ROOMS),
 }
 
 
@@ -64,6 +68,11 @@ class Request:
     number: str
     word: str
     arguments: dict[str, Any]
+
+    @property
+    def call(self) -> str:
+        """What decides the side of the split."""
+        return _named(self.tool, self.arguments[self.number], self.arguments[self.word])
 
     def messages(self) -> list[dict[str, Any]]:
         """The request as messages."""
@@ -97,16 +106,35 @@ def requests(split: Split, seed: int) -> Iterator[Request]:
     rng = random.Random(f"requests {split} {seed}")
     while True:
         if rng.random() < 0.5:
-            tool, number, most = "set_timer", "minutes", 60
+            tool, number, most = "set_timer", "minutes", _MINUTES
             word, words, templates = "label", _LABELS, _TIMER_WORDS
         else:
-            tool, number, most = "set_light", "percent", 100
+            tool, number, most = "set_light", "percent", _PERCENT
             word, words, templates = "room", _ROOMS, _LIGHT_WORDS
         n, chosen = rng.randint(1, most), rng.choice(words)
         text = rng.choice(templates).format(number=n, word=chosen)
-        if _split_of(f"{tool} {n} {chosen}") == split:
+        if _split_of(_named(tool, n, chosen)) == split:
             arguments = {number: n, word: chosen}
             yield Request(text=text, tool=tool, number=number, word=word, arguments=arguments)
+
+
+def distinct_calls(split: Split, count: int, seed: int) -> list[Request]:
+    """`count` requests of one side, no two for the same call; ValueError for more than that side has."""
+    timers = product(("set_timer",), range(1, _MINUTES + 1), _LABELS)
+    lights = product(("set_light",), range(1, _PERCENT + 1), _ROOMS)
+    there = sum(_split_of(_named(*call)) == split for call in chain(timers, lights))
+    if count > there:
+        raise ValueError(f"count is {count}; there are {there} {split} calls")
+    found: dict[str, Request] = {}
+    asked = requests(split, seed)
+    while len(found) < count:
+        request = next(asked)
+        found.setdefault(request.call, request)
+    return list(found.values())
+
+
+def _named(tool: str, number: int, word: str) -> str:
+    return f"{tool} {number} {word}"
 
 
 def _split_of(call: str) -> Split:

@@ -4,8 +4,8 @@
     compare(before, after)             two systems on the same items, right or wrong
 
 Two systems judged on the same items are compared item by item: differences between items then cancel, and the
-interval is far narrower than that of two separate accuracies. Not here: several answers to an item, and scores
-other than right and wrong (eval/stats.py).
+interval is far narrower than that of two separate accuracies. Not here: several answers to an item
+(clusters.py), and scores of another kind (eval/stats.py).
 """
 
 import math

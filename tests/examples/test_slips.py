@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from examples.arithmetic.problems import LARGEST
-from examples.verifiable_loop.requests import TOOLS, requests
+from examples.verifiable_loop.requests import TOOLS, distinct_calls, requests
 from examples.verifiable_loop.slips import demonstrations
 from gemma4_jax.text.chat import render
 from gemma4_jax.text.parse import parse
@@ -63,3 +63,11 @@ def test_no_call_is_on_both_sides():
         for split in ("train", "held-out")
     ]
     assert sides[0].isdisjoint(sides[1]) and min(map(len, sides)) > 100
+
+
+def test_held_out_requests_are_for_calls_of_their_own():
+    found = distinct_calls("held-out", 300, seed=0)
+    assert len({request.call for request in found}) == 300
+    assert [r for r in islice(requests("held-out", 0), 5) if r not in found] == []
+    with pytest.raises(ValueError, match="there are 312 held-out calls"):
+        distinct_calls("held-out", 313, seed=0)

@@ -81,7 +81,13 @@ def configured(place: Path, model: Path) -> RLAIFConfig:
         run=RunConfig(workdir=str(place / "run"), steps=2, log_every=1, samples=0),
         # Nothing filtered: among random scores a stop id is seldom one of the likeliest.
         sampling=SamplingConfig(
-            samples=10, top_k=0, top_p=1.0, max_new_tokens=32, max_slots=16, max_tokens=4096
+            samples=10,
+            evaluation_samples=2,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=32,
+            max_slots=16,
+            max_tokens=4096,
         ),
         pairs=PairsConfig(length_ratio=64.0),
         rounds=RoundsConfig(count=2, prompts=2),
@@ -136,12 +142,18 @@ def test_a_run_leaves_what_it_promised(finished):
         json.loads((here / f"round_{i}" / "evaluation.json").read_text()) for i in range(3)
     )
     assert len({start["model"], first["model"], second["model"]}) == 3
+    held = first["sets"]["held"]
+    verdicts_said = lines(here / "round_1" / "held.verdicts.jsonl")
+    assert (held["prompts"], held["answers"]) == (4, 8) == (4, len(verdicts_said))
+    assert held["right"] == sum(row["right"] for row in verdicts_said) == held["accuracy"] * 8
+    assert first["drift"]["answers"] == 4
     # Decoding and scoring are two programs of one model: the start has not gone from itself.
     assert abs(start["drift"]["nats"]) < 1e-3
     assert first["drift"]["nats"] > 1e-3
     page = (here / "report.html").read_text()
     assert "<svg " in page and "odd length" in page
-    assert "| 1 -> 2 |" in (here / "report.md").read_text()
+    report = (here / "report.md").read_text()
+    assert "| 1 -> 2 |" in report and "2 answers to each held-out prompt" in report
 
 
 def test_pairs_say_where_they_came_from_and_hold_what_was_written(finished, tokenizer):

@@ -40,7 +40,7 @@ def gather(
     settings = {
         name: value
         for name, value in asdict(sampling).items()
-        if name not in ("max_slots", "max_tokens", "evaluation_temperature")
+        if name not in ("max_slots", "max_tokens") and not name.startswith("evaluation_")
     }
     with Lines(here / "samples.jsonl", {"model": model, "round": number, **settings}) as said:
         wanted = answers.asked(prompts, sampling.samples, config.seed, number)

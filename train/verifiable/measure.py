@@ -1,12 +1,13 @@
 """How good a policy is on prompts that it never learns from, and how far it has gone from the start.
 
-Accuracy: one answer to each held-out prompt, from the same seed in every round. Drift: of those answers, the
-mean of log p(policy) - log p(start), in nats an answer. Drawn at temperature 1 without filters that is an
-estimate of the KL divergence from the start; filters and other temperatures bias it, by as much in every round.
-Not here: comparing rounds (report.py).
+Accuracy: answers to each held-out prompt, from the same seeds in every round. Drift: of the first answer to
+each, the mean of log p(policy) - log p(start), in nats an answer. Drawn at temperature 1 without filters that
+is an estimate of the KL divergence from the start; filters and other temperatures bias it, by as much in every
+round. Not here: comparing rounds (report.py).
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 
 from configs.verifiable import RLAIFConfig
 from gemma4_jax.sample.scoring import prompt_logprobs
-from gemma4_jax.verify.intervals import wilson
+from gemma4_jax.verify.clusters import clustered
 from train.verifiable import answers, verdicts
-from train.verifiable.files import Lines, read_json, write_json
+from train.verifiable.files import Lines, read_json, read_rows, write_json
 from train.verifiable.models import Models
 from train.verifiable.pace import Pace
 from train.verifiable.prompts import PromptFile
@@ -53,7 +54,8 @@ def measure(folder: Path, held_out: Sequence[PromptFile], task: Measuring) -> di
 
 def _accuracy(folder: Path, file: PromptFile, task: Measuring) -> dict[str, Any]:
     sampling, what = task.config.sampling, f"{task.what}, {file.name}"
-    wanted = answers.asked(file.prompts, 1, task.config.seed, "held out", file.name)
+    each = sampling.evaluation_samples
+    wanted = answers.asked(file.prompts, each, task.config.seed, "held out", file.name)
     how = answers.asking(task.policy, sampling)
     note = {"model": task.models.fingerprint(task.policy)}
     with Lines(folder / f"{file.name}.answers.jsonl", note) as said:
@@ -63,27 +65,40 @@ def _accuracy(folder: Path, file: PromptFile, task: Measuring) -> dict[str, Any]
     with Lines(folder / f"{file.name}.verdicts.jsonl", note) as judged:
         workers = task.config.verify.workers
         verdicts.judge(file.prompts, how, said.rows, judged, workers, f"{what}, verdicts")
-    n, right = len(wanted), sum(bool(row["right"]) for row in judged.rows.values())
-    interval = wilson(right, n)
+    shares = right_shares(folder, file, each)
+    interval = clustered(shares, len(wanted))
     written = [row for row in said.rows.values() if "error" not in row]
     return {
-        "n": n,
-        "right": right,
+        "prompts": len(file.prompts),
+        "answers": len(wanted),
+        "right": round(sum(shares) * each),
         "accuracy": interval.estimate,
         "low": interval.low,
         "high": interval.high,
         "truncated": sum(row["finish_reason"] == "length" for row in written),
         "unverifiable": sum(row["right"] is None for row in judged.rows.values()),
-        "refused": n - len(written),
+        "refused": len(wanted) - len(written),
         "tokens": sum(len(row["ids"]) for row in written) / max(len(written), 1),
     }
 
 
+def right_shares(folder: Path, file: PromptFile, samples: int) -> list[float]:
+    """Share of the `samples` answers to each held-out prompt that is right, in the order of the prompts.
+
+    folder: of a round. An answer without a verdict, or with one that could not tell, counts as wrong.
+    """
+    right = Counter(
+        row["prompt"] for row in read_rows(folder / f"{file.name}.verdicts.jsonl") if row["right"]
+    )
+    return [right[prompt.id] / samples for prompt in file.prompts]
+
+
 def _log_ratios(folder: Path, file: PromptFile, task: Measuring) -> list[tuple[float, int]]:
-    """(log p(policy) - log p(start), tokens) of every answer to a held-out set."""
+    """(log p(policy) - log p(start), tokens) of the first answer to every prompt of a held-out set."""
     note = {"model": task.models.fingerprint(task.policy)}
     with Lines(folder / f"{file.name}.answers.jsonl", note) as said:
-        written = [row for row in said.rows.values() if "error" not in row]
+        first_ones = (row for row in said.rows.values() if row["sample"] == 0)
+        written = [row for row in first_ones if "error" not in row]
     by_id = {prompt.id: prompt for prompt in file.prompts}
     how = answers.asking(task.start, task.config.sampling)
     note["start"] = task.models.fingerprint(task.start)

@@ -13,16 +13,18 @@ from typing import Any
 from configs.schema import flatten
 from configs.verifiable import RLAIFConfig
 from gemma4_jax import pages
+from gemma4_jax.verify.clusters import compare_means
 from gemma4_jax.verify.intervals import Interval, compare
 from train.verifiable.draw import draw
 from train.verifiable.files import read_json, read_rows, write_text
+from train.verifiable.measure import right_shares
 from train.verifiable.prompts import PromptFile
 
 _EXAMPLES = 3
 _TITLE = "Verifiable preferences"
 _DRIFT = (
-    "Mean of log p(policy) - log p(start) of the policy's own held-out answers, in nats; an estimate of the KL "
-    "divergence where answers are drawn at temperature 1 without filters."
+    "Mean of log p(policy) - log p(start) of the policy's own first answer to each held-out prompt, in nats; "
+    "an estimate of the KL divergence where answers are drawn at temperature 1 without filters."
 )
 
 
@@ -42,7 +44,7 @@ def write_report(folder: Path, config: RLAIFConfig, held_out: Sequence[PromptFil
     gathered = _numbered(folder, "pairs.json")
     tables = [
         *_accuracy(measured, held_out, config),
-        *_changes(folder, measured, held_out),
+        *_changes(folder, measured, held_out, config.sampling.evaluation_samples),
         _pairs(gathered),
         _reasons(gathered, "prompts", "What became of prompts"),
         _reasons(gathered, "answers", "What became of answers"),
@@ -100,18 +102,34 @@ def _numbered(folder: Path, name: str) -> dict[int, dict[str, Any]]:
 def _accuracy(
     measured: Mapping[int, Any], held_out: Sequence[PromptFile], config: RLAIFConfig
 ) -> Iterable[Table]:
-    heat = config.sampling.evaluation_temperature
+    heat, samples = config.sampling.evaluation_temperature, config.sampling.evaluation_samples
     how = f"temperature {heat:g}" if heat else "greedy"
+    if samples == 1:
+        about = f"One answer to each held-out prompt, {how}; Wilson intervals of 95 %."
+    else:
+        about = (
+            f"{samples} answers to each held-out prompt, {how}; intervals of 95 % over prompts: answers to one "
+            "prompt are alike."
+        )
     for file in held_out:
         each = {number: said["sets"][file.name] for number, said in measured.items()}
         yield Table(
             title=f"Accuracy: {file.name}",
-            about=f"One answer to each held-out prompt, {how}; Wilson intervals of 95 %.",
-            header=("round", "right", "accuracy", "cut off", "unverifiable", "tokens an answer"),
+            about=about,
+            header=(
+                "round",
+                "prompts",
+                "right",
+                "accuracy",
+                "cut off",
+                "unverifiable",
+                "tokens an answer",
+            ),
             rows=[
                 (
                     number,
-                    f"{s['right']} of {s['n']}",
+                    s["prompts"],
+                    f"{s['right']} of {s['answers']}",
                     Interval(s["accuracy"], s["low"], s["high"]),
                     s["truncated"],
                     s["unverifiable"],
@@ -123,17 +141,20 @@ def _accuracy(
 
 
 def _changes(
-    folder: Path, measured: Mapping[int, Any], held_out: Sequence[PromptFile]
+    folder: Path, measured: Mapping[int, Any], held_out: Sequence[PromptFile], samples: int
 ) -> Iterable[Table]:
     numbers = list(measured)
     steps = [*pairwise(numbers)]
     if len(numbers) > 2:
         steps.append((numbers[0], numbers[-1]))
     for file in held_out:
-        right = {number: _right(folder, number, file) for number in numbers}
+        right = {n: right_shares(folder / f"round_{n}", file, samples) for n in numbers}
         rows = []
         for before, after in steps:
-            change = compare(right[before], right[after])
+            if samples == 1:
+                change = compare(right[before], right[after])
+            else:
+                change = compare_means(right[before], right[after], samples)
             rows.append(
                 (
                     f"{before} -> {after}",
@@ -145,17 +166,13 @@ def _changes(
             )
         yield Table(
             title=f"Change: {file.name}",
-            about="The same prompts before and after; McNemar's exact test.",
-            header=("rounds", "difference (95 %)", "lost", "gained", "p"),
+            about="The same prompts before and after, worse on how many and better on how many; "
+            + (
+                "McNemar's exact test." if samples == 1 else "differences' signs flipped at random."
+            ),
+            header=("rounds", "difference (95 %)", "worse", "better", "p"),
             rows=rows,
         )
-
-
-def _right(folder: Path, number: int, file: PromptFile) -> list[bool]:
-    """Whether a round's answer to each held-out prompt was right, in the order of the prompts."""
-    rows = read_rows(folder / f"round_{number}" / f"{file.name}.verdicts.jsonl")
-    right = {row["prompt"]: bool(row["right"]) for row in rows}
-    return [right.get(prompt.id, False) for prompt in file.prompts]
 
 
 def _pairs(gathered: Mapping[int, Any]) -> Table:

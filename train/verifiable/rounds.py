@@ -64,7 +64,7 @@ def run(config: RLAIFConfig) -> int:
         found = measure(folder / f"round_{number}", held_out, task)
         for name, each in found["sets"].items():
             interval = Interval(each["accuracy"], each["low"], each["high"])
-            say(f"round {number}: {name} {each['right']} of {each['n']} right, {interval}")
+            say(f"round {number}: {name} {each['right']} of {each['answers']} right, {interval}")
 
     policy = start
     if held_out:
