@@ -103,6 +103,8 @@ class Device:
             self._pool = programs.empty_pool(model.config, (parts * pages[0], pages[1]), *layout)
             self._reading, self._saved = rings(self.places), rings(parts * snapshots)
             self._state = programs.empty_rows(rings(parts), parts, hidden)
+        if mesh is None:
+            self._pin()
 
     # Prompts
 
@@ -285,6 +287,17 @@ class Device:
         for i, mine in enumerate(pages):
             table[i, : len(mine)] = mine
         return table
+
+    def _pin(self) -> None:
+        """Memory on the device to which parameters are pinned, if they are.
+
+        Calls return it pinned then, and jax would compile everything again for what is.
+        """
+        pinned = [leaf for leaf in jax.tree.leaves(self._params) if leaf.committed]
+        if pinned:
+            memory = self._pool, self._reading, self._saved, self._state
+            memory = jax.device_put(memory, pinned[0].sharding)
+            self._pool, self._reading, self._saved, self._state = memory
 
     # Compiling everything, by running it on nothing
 

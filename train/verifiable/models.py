@@ -24,7 +24,8 @@ class Models:
         """The model in `path`; the one before it is forgotten."""
         if self._model is None or path != self._path:
             self.forget()
-            self._path, self._model = path, checkpoint.load(path, self._dtype)
+            model = checkpoint.load(path, self._dtype).for_decoding()
+            self._path, self._model = path, model
         return self._model
 
     def fingerprint(self, path: Path) -> str:
