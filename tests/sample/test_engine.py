@@ -191,7 +191,7 @@ def test_nothing_compiles_after_warming_up(model, pinned):
     if pinned:  # to a device, as what an Orbax folder holds is
         params = jax.device_put(model.params, jax.devices()[0])
         model = dataclasses.replace(model, params=params)
-    engine = Engine(model, **SIZES | ({"max_slots": 2} if pinned else {}))
+    engine = Engine(model, **SIZES | ({"max_slots": 1, "prefill_tokens": 32} if pinned else {}))
     engine.warm_up()
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
