@@ -18,8 +18,6 @@ from gemma4_jax.parallel.kernels import unembed_for
 from gemma4_jax.presets import preset
 from gemma4_jax.sample.sampler import Sampler
 
-KINDS = ("tiny-dense", "tiny-ple", "tiny-moe")
-
 
 def model_of(kind):
     config = preset(kind)
@@ -31,25 +29,23 @@ def taken_apart(kind, smallest=0):
     return dataclasses.replace(model, params=take_apart(model.params, smallest))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_tokens_and_logits(kind):
+@pytest.mark.parametrize(("kind", "rows"), [("tiny-dense", 1), ("tiny-ple", 2), ("tiny-moe", 2)])
+def test_the_same_tokens_and_logits(kind, rows):
     whole, apart = model_of(kind), taken_apart(kind)
     assert is_taken_apart(apart.params)
     assert not is_taken_apart(whole.params)
-    # Two rows of unequal length: rings wrap round, and borrowed keys and values are read.
+    # Of unequal length: rings wrap round, and borrowed keys and values are read.
     prompts = np.random.default_rng(0).integers(3, 250, (2, 21)).tolist()
     prompts[1] = prompts[1][:5]
-    for model in (whole, apart):
-        for told in (prompts, prompts[:1]):
-            answers = Sampler(model).generate(
-                told, max_new_tokens=24, ignore_eos=True, temperature=1.0, seed=3
-            )
-            if model is whole:
-                expected = {len(told): answers, **(expected if len(told) == 1 else {})}
-                continue
-            for ours, theirs in zip(answers, expected[len(told)], strict=True):
-                assert ours.tokens == theirs.tokens
-                np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+    theirs, ours = (
+        Sampler(model).generate(
+            prompts[:rows], max_new_tokens=24, ignore_eos=True, temperature=1.0, seed=3
+        )
+        for model in (whole, apart)
+    )
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert mine.tokens == expected.tokens
+        np.testing.assert_allclose(mine.logprobs, expected.logprobs, atol=1e-4)
     # Many tokens at once, without a cache.
     np.testing.assert_allclose(
         apart.logits(prompts[:1]), whole.logits(prompts[:1]), atol=1e-4, rtol=1e-4
